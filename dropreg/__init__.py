@@ -1,0 +1,42 @@
+"""The two regularization effects of dropout, measured, derived and put in dropout's place.
+
+Start with `find_sites` to see where a model drops, `replace_dropout` to train it without, and
+`explicit_regularizer` and `implicit_noise` for the two effects by themselves.
+"""
+
+from dropreg import errors
+from dropreg.audit import find_sites
+from dropreg.explicit import ExplicitMethod, explicit_regularizer
+from dropreg.implicit import ImplicitMethod, implicit_noise
+from dropreg.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
+from dropreg.measure import Estimate, gradient_noise, measure_explicit
+from dropreg.noise import Law, LockedDropout, Probe, sample, shared_dropout
+from dropreg.sites import Site, Sites
+from dropreg.updates import DropoutReplacement, dropout_k_loss, replace_dropout
+
+__all__ = [
+    "BinaryCrossEntropy",
+    "CrossEntropy",
+    "DropoutReplacement",
+    "Estimate",
+    "ExplicitMethod",
+    "ImplicitMethod",
+    "Law",
+    "LockedDropout",
+    "Loss",
+    "Probe",
+    "Site",
+    "Sites",
+    "SquaredError",
+    "dropout_k_loss",
+    "errors",
+    "explicit_regularizer",
+    "find_sites",
+    "gradient_noise",
+    "implicit_noise",
+    "measure_explicit",
+    "replace_dropout",
+    "sample",
+    "shared_dropout",
+]
+__version__ = "0.1.0.dev0"

@@ -1,0 +1,59 @@
+"""Everything that `dropreg` refuses, each with what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NoReturn
+
+
+class DropregError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class NoSitesError(DropregError, ValueError):
+    """The forward pass met no active dropout, so there is nothing to regularize with."""
+
+
+class EvalModeError(NoSitesError):
+    """The model has dropout, but it is switched off because the model is in eval mode."""
+
+
+class ZeroProbabilityError(NoSitesError):
+    """Every dropout of the model has probability 0."""
+
+
+class ProbabilityError(DropregError, ValueError):
+    """A dropout probability lies outside [0, 1), where the noise has no finite variance."""
+
+
+class InputError(DropregError, ValueError):
+    """An argument is wrong: an unknown name, targets of the wrong shape, `k = 0`."""
+
+
+class LogitsError(DropregError, ValueError):
+    """The model's output is no tensor of floating-point logits, or holds NaN."""
+
+
+class PrecisionError(DropregError, ValueError):
+    """The chosen method is not accurate in the precision that the forward pass uses."""
+
+
+class UnsupportedError(DropregError):
+    """A part of the model draws noise that this package cannot control."""
+
+
+class NeverSupportedError(UnsupportedError):
+    """It cannot work: the part's noise is not a multiplicative noise that can be seen."""
+
+
+class NotYetSupportedError(UnsupportedError):
+    """It could work and does not yet; the message names the way around it."""
+
+
+class Choice(StrEnum):
+    """A named option: a plain string works wherever a member does, a misspelt one is refused."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> NoReturn:
+        names = ", ".join(repr(str(member)) for member in cls)
+        raise InputError(f"{value!r} is not a {cls.__name__}. Choose one of: {names}.")

@@ -1,0 +1,93 @@
+r"""The implicit effect: the noise that dropout adds to the gradient, without changing its mean.
+
+One training step sees a single mask, so its gradient is that of the expected loss plus the
+mean-zero :math:`\xi_{drop} = \nabla_\theta \ell(F(x, \eta)) - \nabla_\theta\, E_\eta\, \ell(F(x,
+\eta))` (Wei, Kakade and Ma 2020, Section 3.1). Noises with this covariance are returned here as
+scalars: their gradient in the parameters is the noise, so that adding one to a loss and calling
+``backward`` adds the noise to the update.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dropreg.errors import Choice
+from dropreg.losses import Loss
+from dropreg.noise import Law, Probe
+from dropreg.objective import NoisyLoss, central_logits, differentiable_kernels
+
+
+class ImplicitMethod(Choice):
+    """How to draw the gradient noise."""
+
+    ANALYTIC = "analytic"
+    """xi_approx: the slope of the loss along a random probe, by a double backward."""
+    CENTRAL = "central"
+    """xi_approx up to O(step^2): the same slope by a central difference, no double backward."""
+    DROPOUT_PAIR = "dropout_pair"
+    """The noise of dropout itself: the difference of two masks' losses, over the root of 2."""
+
+
+def implicit_noise(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    *,
+    loss: str | Loss = "cross_entropy",
+    method: ImplicitMethod | str = "analytic",
+    distribution: Law | str | None = None,
+    step: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""A scalar whose gradient in the parameters is one draw of dropout's gradient noise.
+
+    "analytic" and "central" give :math:`\xi_{approx} = \nabla_\theta \sum_i \langle
+    \partial\ell/\partial h_i,\ \eta_i \odot h_i \rangle`; "dropout_pair" gives
+    :math:`\tilde\xi_{drop} = (\nabla\ell(F(x,\eta^1)) - \nabla\ell(F(x,\eta^2)))/\sqrt 2`, which
+    has the covariance of dropout's own noise (Section 3.1). With Dropout_k, add it times
+    :math:`\sqrt{1 - 1/k}`.
+
+    Args:
+        model: Any model with dropout, in train mode; it is not changed.
+        inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model.
+        targets: Labels.
+        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        method: See `ImplicitMethod`.
+        distribution: Law of the noise; Bernoulli for "dropout_pair", else Rademacher, if None.
+        step: Strength of the probe in "central"; the cube root of the machine epsilon if None.
+        generator: Source of randomness; the default generator if None.
+
+    Returns:
+        A scalar with mean zero over the draws. Its value means nothing in itself; its gradient is
+        the noise, in the unit of the gradient of the mean loss.
+
+    Raises:
+        InputError: If an argument is wrong, or the targets do not fit.
+        NoSitesError: If the model has no active dropout.
+        PrecisionError: If "central" is asked for in half precision or under autocast.
+        UnsupportedError: If the model draws noise that cannot be controlled.
+        LogitsError: If the output is not floating-point logits, or holds NaN.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
+    >>> implicit_noise(model, torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0])).backward()
+    """
+    method = ImplicitMethod(method)
+    objective = NoisyLoss(model, inputs, loss, targets)
+    if method is ImplicitMethod.DROPOUT_PAIR:
+        law = Law(distribution or Law.BERNOULLI)
+        first, second = (objective(Probe(law, generator).at(1.0)) for _ in range(2))
+        return (first - second) / 2**0.5
+    probe = Probe(distribution or Law.RADEMACHER, generator)
+    if method is ImplicitMethod.CENTRAL:
+        up, down, step = central_logits(objective, probe, step)
+        return (objective.mean(up) - objective.mean(down)) / (2 * step)
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad(), differentiable_kernels():
+        strength = torch.zeros((), requires_grad=True)
+        loss_at_strength = objective(probe.at(strength))
+        (slope,) = torch.autograd.grad(loss_at_strength, strength, create_graph=create_graph)
+    return slope

@@ -1,0 +1,161 @@
+r"""Ground truth by Monte Carlo: the explicit effect of dropout, and the covariance of its noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dropreg.errors import InputError
+from dropreg.implicit import implicit_noise
+from dropreg.losses import Loss
+from dropreg.noise import Law, Probe
+from dropreg.objective import NoisyLoss, clean
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A Monte Carlo mean with its standard error.
+
+    Attributes:
+        mean: The mean of the samples.
+        standard_error: Their standard deviation over the root of their number.
+        samples: Their number.
+    """
+
+    mean: float
+    standard_error: float
+    samples: int
+
+    def __str__(self) -> str:
+        """Mean and standard error, e.g. ``0.1560 ± 0.0020``."""
+        return f"{self.mean:.4f} ± {self.standard_error:.4f}"
+
+
+def measure_explicit(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    *,
+    loss: str | Loss = "cross_entropy",
+    mc_samples: int = 1000,
+    distribution: Law | str = "bernoulli",
+    generator: torch.Generator | None = None,
+) -> Estimate:
+    r"""The explicit regularizer of dropout itself, :math:`R_{drop} = E_\eta\ell - \ell`, measured.
+
+    Args:
+        model: Any model with dropout, in train mode; it is not changed.
+        inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model.
+        targets: Labels.
+        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        mc_samples: Number of masks, at least 2.
+        distribution: Law of the noise.
+        generator: Source of randomness; the default generator if None.
+
+    Returns:
+        Mean and standard error over the masks, in the loss's unit. The batch is taken as given: the
+        error does not include that of sampling the data.
+
+    Raises:
+        InputError: If there are fewer than 2 samples, or another argument is wrong.
+        NoSitesError: If the model has no active dropout.
+        UnsupportedError: If the model draws noise that cannot be controlled.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
+    >>> r = measure_explicit(model, torch.randn(2, 4), torch.tensor([0, 1]), mc_samples=50)
+    >>> r.samples
+    50
+    """
+    _require_two(mc_samples)
+    objective = NoisyLoss(model, inputs, loss, targets)
+    with torch.no_grad():
+        base = objective(clean)
+        draws = [objective(Probe(distribution, generator).at(1.0)) for _ in range(mc_samples)]
+        effect = torch.stack(draws).double() - base.double()
+    return Estimate(effect.mean().item(), (effect.std() / mc_samples**0.5).item(), mc_samples)
+
+
+def gradient_noise(
+    model: nn.Module,
+    inputs: Any,
+    targets: Tensor,
+    *,
+    loss: str | Loss = "cross_entropy",
+    method: str = "dropout",
+    distribution: Law | str | None = None,
+    mc_samples: int = 1000,
+    projections: int | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Draws of the gradient, or of its noise: their covariance is the implicit effect.
+
+    ``gradient_noise(...).T.cov()`` is the covariance matrix: full on a tiny model, and with
+    `projections` its image :math:`P\,\Sigma\,P^\top` under a random matrix with orthonormal rows on
+    a large one. Two calls with the same number of projections use the same matrix.
+
+    Args:
+        model: Any model with dropout, in train mode; it and its ``.grad`` are not changed.
+        inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model.
+        targets: Labels.
+        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        method: "dropout" for the gradient under one random mask, or an `ImplicitMethod`.
+        distribution: Law of the noise; the method's own default if None.
+        mc_samples: Number of draws, at least 2.
+        projections: Number of random directions to project on; None keeps all parameters.
+        generator: Source of randomness of the noise; the default generator if None.
+
+    Returns:
+        A tensor (mc_samples, parameters), or (mc_samples, projections). Its mean over the draws is
+        the gradient of the expected loss for "dropout", and zero for the others.
+
+    Raises:
+        InputError: If there are fewer than 2 samples, or another argument is wrong.
+        NoSitesError: If the model has no active dropout.
+        UnsupportedError: If the model draws noise that cannot be controlled.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 2))
+    >>> x, y = torch.randn(2, 3), torch.tensor([0, 1])
+    >>> gradient_noise(model, x, y, mc_samples=10).T.cov().shape
+    torch.Size([8, 8])
+    """
+    _require_two(mc_samples)
+    params = [p for p in model.parameters() if p.requires_grad]
+    objective = NoisyLoss(model, inputs, loss, targets)
+    basis = None if projections is None else _orthonormal_rows(projections, params)
+    rows = []
+    for _ in range(mc_samples):
+        if method == "dropout":
+            value = objective(Probe(distribution or Law.BERNOULLI, generator).at(1.0))
+        else:
+            value = implicit_noise(
+                model,
+                inputs,
+                targets,
+                loss=loss,
+                method=method,
+                distribution=distribution,
+                generator=generator,
+            )
+        grads = torch.autograd.grad(value, params, materialize_grads=True)
+        row = torch.cat([g.flatten() for g in grads])
+        rows.append(row if basis is None else basis @ row)
+    return torch.stack(rows)
+
+
+def _orthonormal_rows(projections: int, params: Sequence[Tensor]) -> Tensor:
+    size = sum(p.numel() for p in params)
+    if not 1 <= projections <= size:
+        raise InputError(f"projections is {projections}; the model has {size} parameters.")
+    random = torch.randn(size, projections, generator=torch.Generator().manual_seed(0))
+    return torch.linalg.qr(random)[0].T.to(params[0])
+
+
+def _require_two(mc_samples: int) -> None:
+    if mc_samples < 2:
+        raise InputError(f"mc_samples is {mc_samples}; a spread needs at least 2.")
