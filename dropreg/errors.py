@@ -56,4 +56,4 @@ class Choice(StrEnum):
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
         names = ", ".join(repr(str(member)) for member in cls)
-        raise InputError(f"{value!r} is not a {cls.__name__}. Choose one of: {names}.")
+        raise InputError(f"{value!r} is no {cls.__name__}. Choose one of: {names}.")

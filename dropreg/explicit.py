@@ -43,6 +43,9 @@ class ExplicitMethod(Choice):
     """R_approx, unbiased: the forward-mode derivative along a random probe."""
     CENTRAL = "central"
     """R_approx, unbiased up to O(step^2): a probe and its mirror image, no double backward."""
+    EVEN_ODD = "even_odd"
+    """The even part of the noisy loss, (l(+eta) + l(-eta))/2, less the clean loss: the effect with
+    all its even orders, from a probe and its mirror image at full strength; needs targets."""
     FULL_HESSIAN = "full_hessian"
     """The full second-order term, with the part that Gauss-Newton drops; needs targets."""
     MONTE_CARLO = "monte_carlo"
@@ -51,6 +54,11 @@ class ExplicitMethod(Choice):
     """Ablation (Section 5.2): the identity in place of H_out."""
     LOSS_JACOBIAN = "loss_jacobian"
     """Ablation (Table 1): the gradient of the true loss in place of H_out; needs targets."""
+
+    @property
+    def needs_targets(self) -> bool:
+        """Whether the true labels enter."""
+        return self in (self.EVEN_ODD, self.FULL_HESSIAN, self.MONTE_CARLO, self.LOSS_JACOBIAN)
 
 
 def explicit_regularizer(
@@ -72,8 +80,8 @@ def explicit_regularizer(
         inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model, which
             may return logits (..., C), an object with `.logits`, or a tuple that begins with them.
         loss: Name of the loss, or a `dropreg.losses.Loss`.
-        targets: Labels. Needed by "full_hessian", "monte_carlo" and "loss_jacobian"; elsewhere they
-            only serve to leave out positions that do not count.
+        targets: Labels. Needed by "even_odd", "full_hessian", "monte_carlo" and "loss_jacobian";
+            elsewhere they only serve to leave out positions that do not count.
         method: See `ExplicitMethod`.
         mc_samples: Number of samples (labels, probes or masks) to average; "exact" and
             "loss_jacobian" have nothing to sample.
@@ -101,12 +109,15 @@ def explicit_regularizer(
     objective = NoisyLoss(model, inputs, loss, targets)
     if mc_samples < 1:
         raise InputError(f"mc_samples is {mc_samples}; at least one sample is needed.")
+    if targets is None and method.needs_targets:
+        raise InputError(f"method={str(method)!r} needs targets: it depends on the true labels.")
     if method in _FROM_OUTSIDE:
         return _from_outside(objective, method, mc_samples, generator)
     law = Law.BERNOULLI if method is ExplicitMethod.MONTE_CARLO else Law.RADEMACHER
     probes = (Probe(distribution or law, generator) for _ in range(mc_samples))
-    if method is ExplicitMethod.MONTE_CARLO:
-        noisy = torch.stack([objective(probe.at(1.0)) for probe in probes])
+    if method in (ExplicitMethod.MONTE_CARLO, ExplicitMethod.EVEN_ODD):
+        strengths = (1.0, -1.0) if method is ExplicitMethod.EVEN_ODD else (1.0,)
+        noisy = torch.stack([objective(probe.at(s)) for probe in probes for s in strengths])
         return noisy.mean() - objective(clean)
     if method is ExplicitMethod.CENTRAL:
         samples = [central(objective, probe, step) for probe in probes]

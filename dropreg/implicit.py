@@ -27,6 +27,8 @@ class ImplicitMethod(Choice):
     """xi_approx: the slope of the loss along a random probe, by a double backward."""
     CENTRAL = "central"
     """xi_approx up to O(step^2): the same slope by a central difference, no double backward."""
+    EVEN_ODD = "even_odd"
+    """The odd part of the noisy loss, (l(+eta) - l(-eta))/2: the noise with all its odd orders."""
     DROPOUT_PAIR = "dropout_pair"
     """The noise of dropout itself: the difference of two masks' losses, over the root of 2."""
 
@@ -82,6 +84,8 @@ def implicit_noise(
         first, second = (objective(Probe(law, generator).at(1.0)) for _ in range(2))
         return (first - second) / 2**0.5
     probe = Probe(distribution or Law.RADEMACHER, generator)
+    if method is ImplicitMethod.EVEN_ODD:
+        return (objective(probe.at(1.0)) - objective(probe.at(-1.0))) / 2
     if method is ImplicitMethod.CENTRAL:
         up, down, step = central_logits(objective, probe, step)
         return (objective.mean(up) - objective.mean(down)) / (2 * step)

@@ -79,7 +79,7 @@ class NoisyLoss:
     def mean(self, logits: Tensor) -> Tensor:
         """The mean loss of given logits, a scalar."""
         if self.targets is None:
-            raise InputError("this computation needs targets.")
+            raise InputError("the loss needs targets.")
         return self.criterion.mean(logits, self.targets)
 
 

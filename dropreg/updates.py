@@ -122,19 +122,17 @@ class DropoutReplacement:
         explicit: float,
         implicit: float,
         *,
-        method: str,
+        method: ExplicitMethod | str,
         loss: str | Loss,
         distribution: Law | str | None,
         step: float | None,
         generator: torch.Generator | None,
     ) -> None:
         """Check and keep the settings; see `replace_dropout`."""
-        if method not in ("central", "even_odd"):
-            method = ExplicitMethod(method)
         self.model, self.explicit, self.implicit = model, explicit, implicit
         self.parts: dict[str, Tensor] = {}
         self.output: Any = None
-        self._method, self._criterion, self._step = method, resolve(loss), step
+        self._method, self._criterion, self._step = ExplicitMethod(method), resolve(loss), step
         self._law = None if distribution is None else Law(distribution)
         self._generator = generator
 
@@ -159,9 +157,9 @@ class DropoutReplacement:
         if self.explicit == 0 and self.implicit == 0:
             parts = {"clean": objective(clean, update_buffers=True)}
             self.output = objective.output
-        elif self._method == "central":
+        elif self._method is ExplicitMethod.CENTRAL:
             parts = self._central(objective)
-        elif self._method == "even_odd":
+        elif self._method is ExplicitMethod.EVEN_ODD:
             parts = self._even_odd(objective)
         else:
             parts = self._separate(objective)
