@@ -1,0 +1,50 @@
+# Two commands matter: `make book` and `make test`. Each sets up what it needs first.
+
+PYTHON ?= python3
+# Notebooks executed, and tests run, side by side.
+WORKERS ?= 2
+PORT ?= 8000
+
+BIN := .venv/bin
+
+# One torch thread a process: with the cores shared between processes, more are slower (up to 60x).
+export OMP_NUM_THREADS := 1
+# Asked of debugpy by every kernel that starts, and nothing but noise here.
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env book serve notebooks test lint clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+env:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "dropreg needs Python 3.11 or newer as '$(PYTHON)'; found: $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Install one and name it: make PYTHON=python3.12 book" >&2; exit 1; }
+	@$(PYTHON) tools/environment.py
+
+book: env ## execute every notebook and render the book to _build/html
+	@$(BIN)/python tools/build_book.py build --workers $(WORKERS)
+
+serve: book ## build the book and serve it on this machine
+	@echo "==> http://localhost:$(PORT)/ (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their outputs, to commit
+	@$(BIN)/python tools/build_book.py notebooks --workers $(WORKERS) $(ONLY)
+
+lint: env ## ruff (docstrings and formatting included) and mypy
+	@echo "==> Lint and types"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint book ## everything that is tested: lint, types, book, notebooks, library, browser
+	@echo "==> Notebooks against their committed outputs"
+	@$(BIN)/pytest book --nbval-lax -n $(WORKERS) --dist loadfile
+	@echo "==> Library, built book, browser"
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --cov
+
+clean: ## remove what was built (the environment stays)
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -1,0 +1,211 @@
+"""Execute the book's notebooks side by side and render the book.
+
+`build` leaves the finished book in _build/html, or what was there before if anything failed.
+`notebooks` stores the outputs of the same execution in book/, for Colab's and GitHub's readers.
+
+An execution is kept in _build/executed under a key made of the notebook's code and of all that the
+code reads: the library, the result tables, the pinned environment. So an edited notebook executes
+alone, and an edited library executes everything: no page shows what an older library printed.
+"""
+
+import argparse
+import concurrent.futures
+import hashlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "_build"
+EXECUTED = BUILD / "executed"
+HTML = BUILD / "html"
+
+# A chapter runs in about a minute; one cell that takes ten hangs.
+CELL_TIMEOUT = 600
+# What editors and executors leave in a cell and no reader needs.
+NOISE = ("ExecuteTime", "colab", "collapsed", "execution", "outputId", "scrolled")
+
+
+def pages(toc: Any) -> Iterator[str]:
+    """Yield every page of the table of contents, without its suffix."""
+    if isinstance(toc, dict):
+        for key, value in toc.items():
+            if key in ("root", "file"):
+                yield value
+            else:
+                yield from pages(value)
+    elif isinstance(toc, list):
+        for item in toc:
+            yield from pages(item)
+
+
+def read_toc(root: Path = ROOT) -> list[str]:
+    return list(pages(yaml.safe_load((root / "_toc.yml").read_text("utf-8"))))
+
+
+def chapters(root: Path = ROOT) -> list[Path]:
+    """List the notebooks among the book's pages."""
+    paths = [root / f"{page}.ipynb" for page in read_toc(root)]
+    return [path for path in paths if path.exists()]
+
+
+def code_of(notebook: Any) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def code_hash(notebook: Any) -> str:
+    return hashlib.sha256("\0".join(code_of(notebook)).encode()).hexdigest()
+
+
+def surroundings_hash(root: Path = ROOT) -> str:
+    """Hash everything but its own code that decides what a notebook prints."""
+    digest = hashlib.sha256()
+    files = [root / "requirements.txt"]
+    for folder in ("dropreg", "results"):
+        files += sorted(p for p in (root / folder).rglob("*") if p.is_file())
+    for path in files:
+        if "__pycache__" not in path.parts:
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def cache_name(notebook: Any, surroundings: str) -> str:
+    return hashlib.sha256(f"{surroundings} {code_hash(notebook)}".encode()).hexdigest() + ".ipynb"
+
+
+def execute(notebook: Any, folder: Path, kept: Path) -> float:
+    """Execute a notebook in its folder, keep the result whole, return the seconds it took."""
+    start = time.perf_counter()
+    nbclient.NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT,
+        kernel_name="python3",
+        record_timing=False,
+        coalesce_streams=True,
+        # Else every kernel warns that it talks over TCP, as all kernels do.
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(folder)}},
+    ).execute()
+    half_written = kept.with_suffix(".part")
+    nbformat.write(notebook, half_written)
+    half_written.rename(kept)
+    return time.perf_counter() - start
+
+
+def execute_all(paths: list[Path], workers: int) -> dict[Path, Any]:
+    """Return each notebook with fresh outputs, executing those which are not kept already."""
+    EXECUTED.mkdir(parents=True, exist_ok=True)
+    surroundings = surroundings_hash()
+    notebooks = {path: nbformat.read(path, as_version=4) for path in paths}
+    kept = {path: EXECUTED / cache_name(nb, surroundings) for path, nb in notebooks.items()}
+    todo = [path for path in notebooks if not kept[path].exists()]
+    print(f"==> Executing {len(todo)} of {len(notebooks)} notebooks, {workers} at once", flush=True)
+    failed = []
+    with concurrent.futures.ProcessPoolExecutor(workers) as pool:
+        runs = {
+            pool.submit(execute, notebooks[path], path.parent, kept[path]): path for path in todo
+        }
+        for run in concurrent.futures.as_completed(runs):
+            name = runs[run].relative_to(ROOT)
+            try:
+                print(f"    {name}: {run.result():.0f} s", flush=True)
+            # A failing cell, a dead kernel, a time-out: each is shown, and all stop the build.
+            except Exception as error:
+                failed.append(str(name))
+                print(f"    {name}: FAILED\n{error}", flush=True)
+    if failed:
+        sys.exit(f"FAILED notebooks: {', '.join(failed)}. The tracebacks stand above.")
+    if paths == chapters():  # all that is kept and not among these is of the past
+        for file in set(EXECUTED.iterdir()) - set(kept.values()):
+            file.unlink()
+    for path, notebook in notebooks.items():
+        fill(notebook, nbformat.read(kept[path], as_version=4))
+    return notebooks
+
+
+def fill(notebook: Any, executed: Any) -> None:
+    """Put the outputs of an execution into a notebook of the same code, and clean its metadata."""
+    done = iter(cell for cell in executed.cells if cell.cell_type == "code")
+    for cell in notebook.cells:
+        for key in NOISE:
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            result = next(done)
+            cell.outputs, cell.execution_count = result.outputs, result.execution_count
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+            # Lets a test see that code was edited after its outputs were made.
+            "executed_code": code_hash(notebook),
+        }
+    )
+
+
+def stage(notebooks: dict[Path, Any]) -> Path:
+    """Lay out what Sphinx reads: the sources, with the executed notebooks in place."""
+    source = BUILD / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    hidden = shutil.ignore_patterns(".*", "__pycache__")
+    shutil.copytree(ROOT / "book", source / "book", ignore=hidden)
+    for name in ("_config.yml", "_toc.yml", "intro.md"):
+        shutil.copy(ROOT / name, source)
+    for path, notebook in notebooks.items():
+        nbformat.write(notebook, source / path.relative_to(ROOT))
+    return source
+
+
+def render(source: Path) -> None:
+    """Render from scratch: Sphinx's increments forget the warnings of pages they do not reread."""
+    print("==> Rendering", flush=True)
+    # Warnings are errors, and so is a reference to nothing.
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = (jupyter_book, "build", source, "-W", "--keep-going", "-n", "-q")
+    # Its closing words on standard output name a folder that is about to be moved.
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        print(result.stdout)
+        sys.exit("FAILED: the book has warnings (above); _build/html is as it was.")
+    made = source / "_build" / "html"
+    missing = [page for page in read_toc() if not (made / f"{page}.html").is_file()]
+    if missing:
+        sys.exit(f"FAILED: pages not made: {', '.join(missing)}; _build/html is as it was.")
+    shutil.rmtree(HTML, ignore_errors=True)
+    made.rename(HTML)
+
+
+def store(notebooks: dict[Path, Any]) -> None:
+    """Write executed notebooks back, but not over one that was edited while it ran."""
+    for path, notebook in notebooks.items():
+        now = nbformat.read(path, as_version=4)
+        if code_of(now) != code_of(notebook):
+            sys.exit(f"{path.relative_to(ROOT)} was edited while it ran: run this again.")
+        fill(now, notebook)
+        nbformat.write(now, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=["build", "notebooks"])
+    parser.add_argument("only", nargs="*", type=Path, help="these notebooks (default: all)")
+    parser.add_argument("--workers", type=int, default=2, help="notebooks executed side by side")
+    arguments = parser.parse_args()
+    if arguments.command == "notebooks":
+        paths = [path.resolve() for path in arguments.only] or chapters()
+        store(execute_all(paths, arguments.workers))
+        print("==> Outputs stored: look at `git diff`, then commit.")
+    else:
+        render(stage(execute_all(chapters(), arguments.workers)))
+        print(f"==> The book: {(HTML / 'index.html').as_uri()}\n    or `make serve`")
+
+
+if __name__ == "__main__":
+    main()
