@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 
 from dropreg.errors import NeverSupportedError
 from dropreg.noise import shared_dropout, shared_mask_shape
@@ -46,6 +47,15 @@ def _channel_dropout(unbatched_ndim: int | None) -> Callable[..., Tensor]:
         return control.perturb("channel dropout", input, p, training, mask_shape, inplace=inplace)
 
     return adapter
+
+
+def _native(adapter: Callable[..., Tensor], *, inplace: bool = False) -> Callable[..., Tensor]:
+    """The adapter for `torch.dropout` and its kin, which call `training` ``train``."""
+
+    def native(control: Control, input: Tensor, p: float, train: bool) -> Tensor:
+        return adapter(control, input, p, train, inplace)
+
+    return native
 
 
 def _shared_dropout(
@@ -113,8 +123,8 @@ def _attention(
             query, key, value, attn_mask, is_causal=is_causal, **kwargs
         )
     if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
+        heads = query.shape[-3]
+        key, value = (t.repeat_interleave(heads // t.shape[-3], -3) for t in (key, value))
         kwargs["enable_gqa"] = False
     batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
     weights_shape = (*batch, query.shape[-2], key.shape[-2])
@@ -123,7 +133,11 @@ def _attention(
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, is_causal=is_causal, **kwargs
         )
-    scores = query @ key.transpose(-2, -1) * (scale or 1.0 / math.sqrt(query.shape[-1]))
+    if scale is None:
+        scale = 1.0 / math.sqrt(query.shape[-1])
+    scores = query @ key.transpose(-2, -1) * scale
+    if isinstance(attn_mask, CausalBias):
+        attn_mask = attn_mask._materialize(query.device)
     if is_causal:
         attn_mask = torch.ones(weights_shape[-2:], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None:
@@ -175,11 +189,13 @@ def _refuse_affine(name: str) -> Callable[..., Tensor]:
 
 ADAPTERS: dict[Callable[..., Any], Callable[..., Any]] = {
     F.dropout: _dropout,
-    torch.dropout: _dropout,
+    torch.dropout: _native(_dropout),
+    torch.dropout_: _native(_dropout, inplace=True),
     F.dropout1d: _channel_dropout(unbatched_ndim=2),
     F.dropout2d: _channel_dropout(unbatched_ndim=None),
     F.dropout3d: _channel_dropout(unbatched_ndim=4),
-    torch.feature_dropout: _channel_dropout(unbatched_ndim=None),
+    torch.feature_dropout: _native(_channel_dropout(unbatched_ndim=None)),
+    torch.feature_dropout_: _native(_channel_dropout(unbatched_ndim=None), inplace=True),
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
     torch.lstm: _recurrent(torch.lstm, "LSTM"),
@@ -188,8 +204,10 @@ ADAPTERS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.rnn_relu: _recurrent(torch.rnn_relu, "RNN"),
     F.alpha_dropout: _refuse_affine("AlphaDropout"),
     F.feature_alpha_dropout: _refuse_affine("FeatureAlphaDropout"),
-    torch.alpha_dropout: _refuse_affine("torch.alpha_dropout"),
-    torch.feature_alpha_dropout: _refuse_affine("torch.feature_alpha_dropout"),
+    torch.alpha_dropout: _native(_refuse_affine("torch.alpha_dropout")),
+    torch.alpha_dropout_: _native(_refuse_affine("torch.alpha_dropout_")),
+    torch.feature_alpha_dropout: _native(_refuse_affine("torch.feature_alpha_dropout")),
+    torch.feature_alpha_dropout_: _native(_refuse_affine("torch.feature_alpha_dropout_")),
     shared_dropout: _shared_dropout,
 }
 """The function that drops, and the adapter that runs in its place as adapter(control, *args)."""

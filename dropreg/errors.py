@@ -34,6 +34,10 @@ class LogitsError(DropregError, ValueError):
     """The model's output is no tensor of floating-point logits, or holds NaN."""
 
 
+class DataError(DropregError):
+    """A corpus is not there and cannot be fetched, or is not the text it should be."""
+
+
 class PrecisionError(DropregError, ValueError):
     """The chosen method is not accurate in the precision that the forward pass uses."""
 

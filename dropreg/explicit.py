@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from dropreg.errors import Choice, InputError
+from dropreg.kernels import differentiable_kernels
 from dropreg.losses import Loss
-from dropreg.noise import Law, Probe, sample
-from dropreg.objective import NoisyLoss, central_logits, clean, differentiable_kernels
+from dropreg.noise import Law, Probe, require_grad_mode, sample
+from dropreg.objective import DEFAULT_STEP, NoisyLoss, central_logits, clean
 from dropreg.sites import Site
 
 
@@ -70,7 +71,7 @@ def explicit_regularizer(
     method: ExplicitMethod | str = "exact",
     mc_samples: int = 1,
     distribution: Law | str | None = None,
-    step: float | None = None,
+    step: float = DEFAULT_STEP,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""The explicit regularizer of a model's own dropout, at its own probabilities.
@@ -86,7 +87,7 @@ def explicit_regularizer(
         mc_samples: Number of samples (labels, probes or masks) to average; "exact" and
             "loss_jacobian" have nothing to sample.
         distribution: Law of the probes; Rademacher if None, Bernoulli for "monte_carlo".
-        step: Strength of the probe in "central"; the cube root of the machine epsilon if None.
+        step: Strength of the probe in "central"; see `dropreg.objective.DEFAULT_STEP`.
         generator: Source of randomness; the default generator if None.
 
     Returns:
@@ -145,9 +146,9 @@ def half_quadratic(objective: NoisyLoss, up: Tensor, down: Tensor, step: float) 
     return 0.5 * objective.criterion.quadratic((up + down) / 2, t, objective.targets)
 
 
-def central(objective: NoisyLoss, probe: Probe, step: float | None) -> Tensor:
+def central(objective: NoisyLoss, probe: Probe, step: float) -> Tensor:
     """One sample of R_approx by a central difference; see `half_quadratic`."""
-    return half_quadratic(objective, *central_logits(objective, probe, step))
+    return half_quadratic(objective, *central_logits(objective, probe, step), step)
 
 
 def _jvp(objective: NoisyLoss, probe: Probe) -> Tensor:
@@ -163,11 +164,12 @@ def _jvp(objective: NoisyLoss, probe: Probe) -> Tensor:
 def _full_hessian(objective: NoisyLoss, probe: Probe) -> Tensor:
     """One sample of the full second-order term: the second derivative of the loss along a probe."""
     create_graph = torch.is_grad_enabled()
-    with torch.enable_grad(), differentiable_kernels():
-        s = torch.zeros((), requires_grad=True)
-        (slope,) = torch.autograd.grad(objective(probe.at(s)), s, create_graph=True)
+    with torch.enable_grad(), differentiable_kernels(third_order=True):
+        s = torch.zeros((), dtype=objective.dtype, requires_grad=True)
+        loss = objective(probe.at(s))
+        (slope,) = torch.autograd.grad(loss, s, create_graph=True)
         (curvature,) = torch.autograd.grad(slope, s, create_graph=create_graph)
-    return 0.5 * curvature
+    return 0.5 * curvature.to(loss)
 
 
 class NoiseLeaves:
@@ -179,6 +181,7 @@ class NoiseLeaves:
 
     def __call__(self, site: Site) -> Tensor:
         """A zero tensor of the site's mask shape that requires a gradient."""
+        require_grad_mode(site)
         eta = torch.zeros(
             site.mask_shape, dtype=site.noise_dtype, device=site.device, requires_grad=True
         )
@@ -206,6 +209,7 @@ def _from_outside(
     leaves = NoiseLeaves()
     with torch.enable_grad(), differentiable_kernels():
         logits, sites = objective.logits(leaves)
+        count = criterion.count(logits, targets)  # first: it refuses targets that do not fit
 
         def pull_back(u: Tensor, create_graph: bool = create_graph) -> tuple[Tensor, ...]:
             return torch.autograd.grad(
@@ -220,7 +224,7 @@ def _from_outside(
         if method is ExplicitMethod.EXACT:
             vectors = _exact_vectors(objective, logits, lambda u: pull_back(u, create_graph=False))
         elif method is ExplicitMethod.LOSS_JACOBIAN:
-            total_loss = objective.mean(logits) * criterion.count(logits, targets)
+            total_loss = objective.mean(logits) * count
             vectors = iter(torch.autograd.grad(total_loss, logits, create_graph=True))
         elif method is ExplicitMethod.SAMPLED_LABELS:
             vectors = (
@@ -236,7 +240,7 @@ def _from_outside(
         for u in vectors:
             for site, g in zip(sites, pull_back(u), strict=True):
                 total = total + site.variance * g.square().sum().to(logits.device)
-    return 0.5 * total / criterion.count(logits, targets)
+    return 0.5 * total / count
 
 
 def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -276,14 +280,17 @@ def _exact_vectors(
 def _coupled(logits: Tensor, dim: int, pull_back: Callable[[Tensor], tuple[Tensor, ...]]) -> bool:
     """Whether some noise coordinate acts on two different indices of this dimension."""
     # Any two indices differ in a binary digit. So for each digit the indices where it is 0 are set
-    # against those where it is 1: log2(n) tests of two backward passes cover all pairs.
-    random = torch.Generator().manual_seed(0)
-    z = torch.randn(logits.shape, generator=random).to(logits)
+    # against those where it is 1: log2(n) tests of two backward passes cover all pairs. What is
+    # pulled back is NaN, which spreads along every path, also where a derivative is 0 by chance
+    # (identity weights, one-hot inputs): its own derivative need not be 0.
     index = torch.arange(logits.shape[dim], device=logits.device)
     index = index.reshape([-1 if d == dim else 1 for d in range(logits.ndim)])
+    nothing = torch.zeros_like(logits)
     for digit in range((logits.shape[dim] - 1).bit_length()):
-        is_one = (index >> digit) & 1
-        zeros, ones = pull_back(z * (1 - is_one)), pull_back(z * is_one)
-        if any(((a != 0) & (b != 0)).any() for a, b in zip(zeros, ones, strict=True)):
+        is_one = ((index >> digit) & 1).bool().expand(logits.shape)
+        with torch.autograd.set_detect_anomaly(False):
+            zeros = pull_back(nothing.masked_fill(~is_one, torch.nan))
+            ones = pull_back(nothing.masked_fill(is_one, torch.nan))
+        if any((a.isnan() & b.isnan()).any() for a, b in zip(zeros, ones, strict=True)):
             return True
     return False

@@ -2,9 +2,9 @@ r"""The implicit effect: the noise that dropout adds to the gradient, without ch
 
 One training step sees a single mask, so its gradient is that of the expected loss plus the
 mean-zero :math:`\xi_{drop} = \nabla_\theta \ell(F(x, \eta)) - \nabla_\theta\, E_\eta\, \ell(F(x,
-\eta))` (Wei, Kakade and Ma 2020, Section 3.1). Noises with this covariance are returned here as
-scalars: their gradient in the parameters is the noise, so that adding one to a loss and calling
-``backward`` adds the noise to the update.
+\eta))` (Wei, Kakade and Ma 2020, Section 3.1). Noises with its covariance, or with the leading term
+of it, are returned here as scalars: their gradient in the parameters is the noise, so that adding
+one to a loss and calling ``backward`` adds the noise to the update.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dropreg.errors import Choice
+from dropreg.kernels import differentiable_kernels
 from dropreg.losses import Loss
 from dropreg.noise import Law, Probe
-from dropreg.objective import NoisyLoss, central_logits, differentiable_kernels
+from dropreg.objective import DEFAULT_STEP, NoisyLoss, central_logits
 
 
 class ImplicitMethod(Choice):
@@ -41,7 +42,7 @@ def implicit_noise(
     loss: str | Loss = "cross_entropy",
     method: ImplicitMethod | str = "analytic",
     distribution: Law | str | None = None,
-    step: float | None = None,
+    step: float = DEFAULT_STEP,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""A scalar whose gradient in the parameters is one draw of dropout's gradient noise.
@@ -59,7 +60,7 @@ def implicit_noise(
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         method: See `ImplicitMethod`.
         distribution: Law of the noise; Bernoulli for "dropout_pair", else Rademacher, if None.
-        step: Strength of the probe in "central"; the cube root of the machine epsilon if None.
+        step: Strength of the probe in "central"; see `dropreg.objective.DEFAULT_STEP`.
         generator: Source of randomness; the default generator if None.
 
     Returns:
@@ -87,11 +88,11 @@ def implicit_noise(
     if method is ImplicitMethod.EVEN_ODD:
         return (objective(probe.at(1.0)) - objective(probe.at(-1.0))) / 2
     if method is ImplicitMethod.CENTRAL:
-        up, down, step = central_logits(objective, probe, step)
+        up, down = central_logits(objective, probe, step)
         return (objective.mean(up) - objective.mean(down)) / (2 * step)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), differentiable_kernels():
-        strength = torch.zeros((), requires_grad=True)
+        strength = torch.zeros((), dtype=objective.dtype, requires_grad=True)
         loss_at_strength = objective(probe.at(strength))
         (slope,) = torch.autograd.grad(loss_at_strength, strength, create_graph=create_graph)
-    return slope
+    return slope.to(loss_at_strength)

@@ -47,7 +47,18 @@ class Loss(ABC):
 
     @abstractmethod
     def count(self, logits: Tensor, targets: Tensor | None = None) -> int:
-        """The number of terms over which `mean` averages; all of them if no targets are given."""
+        """The number of terms over which `mean` averages.
+
+        Args:
+            logits: Model output, (..., C).
+            targets: Labels; without them every term counts.
+
+        Returns:
+            The number, to turn a mean into a sum.
+
+        Raises:
+            InputError: If the targets do not fit the logits.
+        """
 
     @abstractmethod
     def quadratic(self, logits: Tensor, t: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -99,7 +110,15 @@ class Loss(ABC):
         """
 
     def weighted(self, u: Tensor, targets: Tensor | None) -> Tensor:
-        """A tensor of the shape of the logits, set to zero where a term does not count."""
+        """Set to zero what belongs to terms that do not count.
+
+        Args:
+            u: A tensor of the shape of the logits.
+            targets: See the class.
+
+        Returns:
+            A tensor of the same shape.
+        """
         return u
 
 
@@ -131,7 +150,7 @@ class CrossEntropy(Loss):
         """Mean cross-entropy; see `Loss.mean`."""
         self.count(logits, targets)
         return F.cross_entropy(
-            _at_least_float32(logits).flatten(0, -2),
+            _at_least_float32(logits).reshape(-1, logits.shape[-1]),
             targets.flatten(),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
@@ -166,6 +185,7 @@ class CrossEntropy(Loss):
 
     def quadratic(self, logits: Tensor, t: Tensor, targets: Tensor | None = None) -> Tensor:
         """Mean variance of `t` under the prediction; see `Loss.quadratic`."""
+        count = self.count(logits, targets)
         # A logit of -inf (a class ruled out) stays there whatever the noise: its t is 0, not NaN.
         t = _at_least_float32(t).masked_fill(logits.isneginf(), 0.0)
         p = _at_least_float32(logits).softmax(-1)
@@ -173,7 +193,7 @@ class CrossEntropy(Loss):
         per_term = (p * centred.square()).sum(-1)
         if targets is not None:
             per_term = per_term * (targets != self.ignore_index)
-        return per_term.sum() / self.count(logits, targets)
+        return per_term.sum() / count
 
     def roots(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
         r"""The C columns :math:`\sqrt{p_j}\,(e_j - p)`; see `Loss.roots`."""
@@ -252,7 +272,9 @@ class BinaryCrossEntropy(_Elementwise):
         self.count(logits, targets)
         if targets.min() < 0 or targets.max() > 1:
             raise InputError("binary_cross_entropy needs targets between 0 and 1.")
-        return F.binary_cross_entropy_with_logits(_at_least_float32(logits), targets)
+        return F.binary_cross_entropy_with_logits(
+            _at_least_float32(logits), _at_least_float32(targets)
+        )
 
     def _hessian(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() * (-logits).sigmoid()

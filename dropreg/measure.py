@@ -13,7 +13,7 @@ from dropreg.errors import InputError
 from dropreg.implicit import implicit_noise
 from dropreg.losses import Loss
 from dropreg.noise import Law, Probe
-from dropreg.objective import NoisyLoss, clean
+from dropreg.objective import DEFAULT_STEP, NoisyLoss, clean
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def gradient_noise(
     loss: str | Loss = "cross_entropy",
     method: str = "dropout",
     distribution: Law | str | None = None,
+    step: float = DEFAULT_STEP,
     mc_samples: int = 1000,
     projections: int | None = None,
     generator: torch.Generator | None = None,
@@ -105,6 +106,7 @@ def gradient_noise(
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         method: "dropout" for the gradient under one random mask, or an `ImplicitMethod`.
         distribution: Law of the noise; the method's own default if None.
+        step: Strength of the probe in "central"; see `dropreg.objective.DEFAULT_STEP`.
         mc_samples: Number of draws, at least 2.
         projections: Number of random directions to project on; None keeps all parameters.
         generator: Source of randomness of the noise; the default generator if None.
@@ -140,6 +142,7 @@ def gradient_noise(
                 loss=loss,
                 method=method,
                 distribution=distribution,
+                step=step,
                 generator=generator,
             )
         grads = torch.autograd.grad(value, params, materialize_grads=True)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from dropreg.errors import Choice, InputError, ProbabilityError
+from dropreg.errors import Choice, InputError, NotYetSupportedError, ProbabilityError
 
 if TYPE_CHECKING:
     from dropreg.sites import Site
@@ -50,8 +50,8 @@ def variance(p: float) -> float:
     """
     if not 0.0 <= p < 1.0:
         raise ProbabilityError(
-            f"dropout probability {p} is outside [0, 1): its noise has variance p/(1-p), which is "
-            "not finite. Lower the probability, or remove the layer."
+            f"dropout probability {p} is outside [0, 1): only there does its noise have a finite "
+            "variance, p/(1-p). Change the probability, or remove the layer."
         )
     return p / (1.0 - p)
 
@@ -162,7 +162,32 @@ class ScaledProbe:
                     dtype=site.noise_dtype,
                 )
             )
+        if etas[index].shape != site.mask_shape:
+            raise NotYetSupportedError(
+                f"two passes with the same noise met different dropouts: a mask of shape "
+                f"{tuple(etas[index].shape)}, then one of {site.mask_shape}. The noise changes the "
+                "way through the model (routing to experts, early exit); keep that way fixed."
+            )
+        if isinstance(self._strength, Tensor) and self._strength.requires_grad:
+            require_grad_mode(site)
         return self._strength * etas[index]
+
+
+def require_grad_mode(site: Site) -> None:
+    """Refuse a site that no backward pass reaches, as its effect would be taken for zero.
+
+    Args:
+        site: The site that the forward pass is at.
+
+    Raises:
+        NotYetSupportedError: If the model has switched gradients off around it.
+    """
+    if not torch.is_grad_enabled():
+        raise NotYetSupportedError(
+            f"{site.kind} on a tensor of shape {site.shape} lies in a torch.no_grad() block of the "
+            "model. Its noise reaches the loss, but no backward pass reaches its noise. Use "
+            "method='central' (for explicit_regularizer, 'jvp' too), or put that part in eval mode."
+        )
 
 
 def shared_dropout(

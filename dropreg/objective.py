@@ -7,17 +7,15 @@ clean, at :math:`\varepsilon = 1` with Bernoulli noise it is under dropout. The 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dropreg import losses
 from dropreg.audit import audited
 from dropreg.errors import InputError, PrecisionError
+from dropreg.kernels import full_precision
 from dropreg.noise import Probe
 from dropreg.sites import Noise, Site, find_logits, run
 
@@ -51,10 +49,18 @@ class NoisyLoss:
         """
         if torch.is_inference_mode_enabled():
             raise InputError("torch.inference_mode() forbids derivatives; use torch.no_grad().")
+        if not isinstance(targets, Tensor | None):
+            raise InputError(f"targets are a {type(targets).__name__}; they must be a tensor.")
         self.criterion = losses.resolve(loss)
         self.model, self.inputs, self.targets = model, inputs, targets
         self.output: Any = None
-        self._changes_buffers = audited(model, inputs)
+        self.audit = audited(model, inputs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters, but at least float32: that of strengths, steps and slopes."""
+        types = (p.dtype for p in self.model.parameters() if p.is_floating_point())
+        return torch.promote_types(next(types, torch.float32), torch.float32)
 
     def logits(self, noise: Noise, *, update_buffers: bool = False) -> tuple[Tensor, list[Site]]:
         """One forward pass.
@@ -67,7 +73,7 @@ class NoisyLoss:
             The logits (..., C), and the sites that the pass met. `output` keeps all that the model
             returned.
         """
-        scratch = self._changes_buffers and not update_buffers
+        scratch = self.audit.changes_buffers and not update_buffers
         self.output, sites = run(self.model, self.inputs, noise, scratch=scratch)
         return find_logits(self.output), sites
 
@@ -83,83 +89,45 @@ class NoisyLoss:
         return self.criterion.mean(logits, self.targets)
 
 
-def default_step(dtype: torch.dtype) -> float:
-    """The step that balances truncation and rounding in a central difference."""
-    return float(torch.finfo(dtype).eps ** (1 / 3))
+DEFAULT_STEP = 0.2
+"""Strength of a central difference's probe, where dropout itself has strength 1.
+
+Smaller is not better. Where a network has kinks (ReLU), a kink between the two ends throws a sample
+of the gradient off by the order of 1/step, with a probability of the order of step: the mean is
+right, and the variance grows as 1/step. Larger steps let the third order in. The book's table of
+methods shows both ends.
+"""
 
 
 def central_logits(
-    objective: NoisyLoss, probe: Probe, step: float | None, *, update_buffers: bool = False
-) -> tuple[Tensor, Tensor, float]:
+    objective: NoisyLoss, probe: Probe, step: float, *, update_buffers: bool = False
+) -> tuple[Tensor, Tensor]:
     r"""Logits at both ends of a short antithetic pair.
 
     Args:
         objective: Model and batch.
         probe: The noise.
-        step: The strength :math:`\varepsilon`; `default_step` of the parameters' type if None.
-        update_buffers: Whether the first of the two passes may change buffers.
+        step: The strength :math:`\varepsilon`.
+        update_buffers: Whether one of the two passes may change buffers.
 
     Returns:
-        :math:`F(+\varepsilon\eta)`, :math:`F(-\varepsilon\eta)` and :math:`\varepsilon`.
+        :math:`F(+\varepsilon\eta)` and :math:`F(-\varepsilon\eta)`.
 
     Raises:
         InputError: If the step is not positive.
         PrecisionError: If the forward pass runs below float32.
     """
-    if step is None:
-        types = (p.dtype for p in objective.model.parameters() if p.is_floating_point())
-        dtype = next(types, torch.float32)
-        step = default_step(torch.promote_types(dtype, torch.float32))
     if not step > 0:
         raise InputError(f"step is {step}; it must be positive.")
     with full_precision():
-        up, sites = objective.logits(probe.at(step), update_buffers=update_buffers)
-        low = {t for t in (up.dtype, *(s.dtype for s in sites)) if t.itemsize < 4}
-        if low or torch.is_autocast_enabled(up.device.type):
+        down, sites = objective.logits(probe.at(-step))
+        low = any(site.dtype.itemsize < 4 for site in sites) or down.dtype.itemsize < 4
+        if low or objective.audit.uses_half_precision:
             raise PrecisionError(
                 "central differences need a float32 forward pass: half precision has too few bits "
                 "for the difference of two nearby outputs. Leave autocast for this call, or use "
                 "method='sampled_labels' or, in replace_dropout, 'even_odd'."
             )
-        down, _ = objective.logits(probe.at(-step))
-    return up, down, step
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Switch TF32 off: its 10 bits of mantissa would drown a small difference."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9 and later
-        off = _set([matmul, cudnn.conv, cudnn.rnn], "fp32_precision", "ieee")  # type: ignore[attr-defined]
-    else:
-        off = _set([matmul, cudnn], "allow_tf32", False)
-    with off:
-        yield
-
-
-@contextmanager
-def differentiable_kernels(*, forward_mode: bool = False) -> Iterator[None]:
-    """Use kernels that can be differentiated twice, where PyTorch's fused ones cannot.
-
-    Args:
-        forward_mode: Whether they must support forward-mode differentiation as well.
-    """
-    # Not by the flags() contexts of the backends: those reset every other option as well.
-    backends: list[Any] = [torch.backends.cudnn]
-    if forward_mode:
-        backends.append(torch.backends.mkldnn)
-    with sdpa_kernel(SDPBackend.MATH), _set(backends, "enabled", False):
-        yield
-
-
-@contextmanager
-def _set(owners: Sequence[Any], name: str, value: Any) -> Iterator[None]:
-    """Set an attribute of each owner for the time being."""
-    before = [getattr(owner, name) for owner in owners]
-    try:
-        for owner in owners:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for owner, old in zip(owners, before, strict=True):
-            setattr(owner, name, old)
+        # Last: a pass may depend on the buffers (spectral norm), and both must start from the same.
+        up, _ = objective.logits(probe.at(step), update_buffers=update_buffers)
+    return up, down

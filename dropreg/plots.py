@@ -71,7 +71,15 @@ def interval(runs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     return values.mean(axis=0), t.ppf(0.975, seeds - 1) * error
 
 
-def band(axes: Axes, x: ArrayLike, runs: ArrayLike, name: str, label: str | None = None) -> None:
+def band(
+    axes: Axes,
+    x: ArrayLike,
+    runs: ArrayLike,
+    name: str,
+    label: str | None = None,
+    *,
+    shift: float = 0.0,
+) -> None:
     """Draw the mean of some runs as a line, with its 95 % confidence interval as a band.
 
     Args:
@@ -80,6 +88,7 @@ def band(axes: Axes, x: ArrayLike, runs: ArrayLike, name: str, label: str | None
         runs: One row for each seed, (seeds, points).
         name: A key of `COLORS`.
         label: Written at the right end of the line, in its colour; the name if None.
+        shift: How far up the label is moved, in points, to keep clear of another.
 
     >>> import matplotlib.pyplot as plt
     >>> figure, axes = plt.subplots()
@@ -92,7 +101,7 @@ def band(axes: Axes, x: ArrayLike, runs: ArrayLike, name: str, label: str | None
     axes.annotate(
         label or name,
         (positions[-1], mean[-1]),
-        xytext=(4, 0),
+        xytext=(4, shift),
         textcoords="offset points",
         va="center",
         color=COLORS[name],

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -168,6 +169,16 @@ class Control(TorchFunctionMode):
                 "pass would recompute it with other masks than the forward pass used. Switch "
                 "checkpointing off around the dropout, e.g. model.gradient_checkpointing_disable()."
             )
+        if like.is_nested:
+            raise NotYetSupportedError(
+                f"dropout of a nested tensor ({self.where() or kind}): its mask has no one shape. "
+                "Pad the sequences, or pack them."
+            )
+        if torch._C._functorch.is_batchedtensor(like):
+            raise NotYetSupportedError(
+                f"dropout inside torch.vmap ({self.where() or kind}): a mask drawn there cannot be "
+                "kept for another pass. Apply the dropout outside of vmap."
+            )
         site = Site(
             name=self._tracker.name() if self._tracker else "",
             kind=kind,
@@ -196,18 +207,19 @@ class Control(TorchFunctionMode):
         inplace: bool = False,
     ) -> Tensor:
         """Register the tensor `h` as a site and return it with its noise."""
+        before = len(self.sites)
         eta = self.noise(kind, h, h.shape, p, training, mask_shape)
+        self.any_inplace |= inplace and len(self.sites) > before
         if eta is None:
             return h
         noisy = self.apply(h, eta)
-        self.any_inplace |= inplace
         return h.copy_(noisy) if inplace and self.write_back else noisy
 
 
 def _inside_checkpoint() -> bool:
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_filename.endswith("torch/utils/checkpoint.py"):
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
             return True
         frame = frame.f_back  # type: ignore[assignment]
     return False
@@ -223,27 +235,45 @@ def scratch_buffers(model: nn.Module) -> Iterator[Callable[[], bool]]:
     Yields:
         A function that tells whether any buffer has changed by now.
     """
-    originals = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
+    originals = [(m, dict(m._buffers.items())) for m in model.modules()]
+    copies: dict[int, Tensor | None] = {}  # a buffer that two modules share stays shared
+
+    def copy(b: Tensor | None) -> Tensor | None:
+        return copies.setdefault(id(b), None if b is None else b.clone())
 
     def changed() -> bool:
         return any(
-            buffers.keys() != original.keys()
-            or any(not _same(b, buffers[k]) for k, b in original.items())
-            for buffers, original in originals
+            dict(m._buffers.items()).keys() != original.keys()
+            or any(_written(b, copies[id(b)], m._buffers[k]) for k, b in original.items())
+            for m, original in originals
         )
 
     try:
-        for buffers, original in originals:
-            buffers.update({k: None if b is None else b.clone() for k, b in original.items()})
+        for module, original in originals:
+            _set_buffers(module, {k: copy(b) for k, b in original.items()})
         yield changed
     finally:
-        for buffers, original in originals:
-            buffers.clear()
-            buffers.update(original)
+        for module, original in originals:
+            _set_buffers(module, original)
 
 
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is b or (a is not None and b is not None and torch.equal(a, b))
+def _set_buffers(module: nn.Module, buffers: Mapping[str, Tensor | None]) -> None:
+    if isinstance(module, torch.jit.ScriptModule):  # its table of buffers is a read-only view
+        for name, buffer in buffers.items():
+            setattr(module, name, buffer)
+    else:
+        module._buffers.clear()
+        module._buffers.update(buffers)
+
+
+def _written(original: Tensor | None, copy: Tensor | None, now: Tensor | None) -> bool:
+    """Whether a pass has written to a buffer, be it the value that was there (a fixed point)."""
+    if now is not copy:
+        return True
+    if original is None or copy is None:
+        return False
+    # Batch norm writes its statistics without counting the version up.
+    return (not copy.is_inference() and copy._version > 0) or not torch.equal(original, copy)
 
 
 def run(
@@ -308,8 +338,8 @@ def require_sites(model: nn.Module, control: Control) -> None:
 
 def call_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments of the model from `inputs`."""
-    if isinstance(inputs, dict):
-        return (), inputs
+    if isinstance(inputs, Mapping):  # a dict, or for instance a tokenizer's BatchEncoding
+        return (), dict(inputs)
     # Only plain tuples: a PackedSequence is a named tuple and one argument.
     return (inputs if type(inputs) is tuple else (inputs,)), {}
 

@@ -1,7 +1,8 @@
 r"""Training losses: Dropout_k, and dropout replaced by its two derived effects.
 
 Each is a scalar for ``backward`` and any optimizer. Batch-norm statistics are updated once, as by
-one ordinary training pass, however many passes are made.
+one ordinary training pass, however many passes are made: by the last, so that all of them start
+from the same buffers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dropreg.explicit import ExplicitMethod, explicit_regularizer, half_quadrati
 from dropreg.implicit import implicit_noise
 from dropreg.losses import Loss, resolve
 from dropreg.noise import Law, Probe
-from dropreg.objective import NoisyLoss, central_logits, clean
+from dropreg.objective import DEFAULT_STEP, NoisyLoss, central_logits, clean
 
 
 def dropout_k_loss(
@@ -61,15 +62,15 @@ def dropout_k_loss(
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     >>> dropout_k_loss(model, torch.randn(2, 4), torch.tensor([0, 1]), k=8, chunk=2).backward()
     """
-    for name, value in (("k", k), ("chunk", chunk)):
-        if value is not None and (not isinstance(value, int) or value < 1):
+    for name, value in (("k", k), ("chunk", k if chunk is None else chunk)):
+        if not isinstance(value, int) or value < 1:
             raise InputError(f"{name} is {value!r}; it must be a whole number, at least 1.")
     objective = NoisyLoss(model, inputs, loss, targets)
 
     def masks(start: int, stop: int) -> Tensor:
         """The share of the masks from `start` to `stop` in the mean."""
         draws = [
-            objective(Probe(distribution, generator).at(1.0), update_buffers=index == 0)
+            objective(Probe(distribution, generator).at(1.0), update_buffers=index == k - 1)
             for index in range(start, stop)
         ]
         return torch.stack(draws).sum() / k
@@ -112,7 +113,7 @@ class DropoutReplacement:
         parts: What the last loss was made of, as detached scalars before their strengths: "clean",
             the loss without noise; "explicit"; "implicit". With "even_odd" at explicit strength 1
             there is "even", clean and explicit in one. What was not computed is absent.
-        output: What the model returned in the first pass of the last loss, for instance logits and
+        output: What the model returned in the last pass of the last loss, for instance logits and
             a recurrent state to carry on.
     """
 
@@ -125,7 +126,7 @@ class DropoutReplacement:
         method: ExplicitMethod | str,
         loss: str | Loss,
         distribution: Law | str | None,
-        step: float | None,
+        step: float,
         generator: torch.Generator | None,
     ) -> None:
         """Check and keep the settings; see `replace_dropout`."""
@@ -174,12 +175,15 @@ class DropoutReplacement:
 
     def _central(self, objective: NoisyLoss) -> dict[str, Tensor]:
         """Both effects from a short antithetic pair."""
-        up, down, step = central_logits(objective, self._probe(), self._step, update_buffers=True)
+        step = self._step
+        up, down = central_logits(objective, self._probe(), step, update_buffers=True)
         self.output = objective.output
         loss_up, loss_down = objective.mean(up), objective.mean(down)
-        parts = {"clean": (loss_up + loss_down) / 2}
+        regularizer = half_quadratic(objective, up, down, step)
+        # The mean of the two is the clean loss and step^2 times the explicit effect.
+        parts = {"clean": (loss_up + loss_down) / 2 - step**2 * regularizer}
         if self.explicit != 0:
-            parts["explicit"] = half_quadratic(objective, up, down, step)
+            parts["explicit"] = regularizer
         if self.implicit != 0:
             parts["implicit"] = (loss_up - loss_down) / (2 * step)
         return parts
@@ -187,23 +191,19 @@ class DropoutReplacement:
     def _even_odd(self, objective: NoisyLoss) -> dict[str, Tensor]:
         """Both effects from an antithetic pair at full strength."""
         probe = self._probe()
+        down = objective(probe.at(-1.0))
+        base = None if self.explicit == 1 else objective(clean)
         up = objective(probe.at(1.0), update_buffers=True)
         self.output = objective.output
-        down = objective(probe.at(-1.0))
         even = (up + down) / 2
-        if self.explicit == 1:
-            parts = {"even": even}
-        else:
-            parts = {"clean": objective(clean)}
-            parts["explicit"] = even - parts["clean"]
+        parts = {"even": even} if base is None else {"clean": base, "explicit": even - base}
         if self.implicit != 0:
             parts["implicit"] = (up - down) / 2
         return parts
 
     def _separate(self, objective: NoisyLoss) -> dict[str, Tensor]:
         """The clean loss, and each effect by a computation of its own."""
-        parts = {"clean": objective(clean, update_buffers=True)}
-        self.output = objective.output
+        parts: dict[str, Tensor] = {}
         batch = (self.model, objective.inputs)
         options: dict[str, Any] = {
             "loss": self._criterion,
@@ -217,7 +217,9 @@ class DropoutReplacement:
         if self.implicit != 0:
             assert objective.targets is not None
             parts["implicit"] = implicit_noise(*batch, objective.targets, **options)
-        return parts
+        clean_loss = objective(clean, update_buffers=True)
+        self.output = objective.output
+        return {"clean": clean_loss, **parts}
 
 
 def replace_dropout(
@@ -228,7 +230,7 @@ def replace_dropout(
     method: ExplicitMethod | str = "central",
     loss: str | Loss = "cross_entropy",
     distribution: Law | str | None = None,
-    step: float | None = None,
+    step: float = DEFAULT_STEP,
     generator: torch.Generator | None = None,
 ) -> DropoutReplacement:
     r"""Train a model without dropout, with dropout's explicit and implicit effect in its place.
@@ -244,11 +246,13 @@ def replace_dropout(
         method: "central" takes both effects from two ordinary passes close to the clean network.
             "even_odd" takes them from two passes at full strength: then the even part of the noisy
             loss stands for loss plus explicit effect, with all its orders, and the odd part is the
-            noise; it also works in half precision. Any other `ExplicitMethod` computes the explicit
-            effect by itself and the noise by a double backward, as the paper does.
+            noise. It also works in half precision. Try it where "central" makes training unstable
+            (large probabilities and learning rates: the quickstart shows a case). Any other
+            `ExplicitMethod` computes the explicit effect by itself, and the noise by a double
+            backward, as the paper does.
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         distribution: Law of the noise; Rademacher if None.
-        step: Strength of the probe in "central"; the cube root of the machine epsilon if None.
+        step: Strength of the probe in "central"; see `dropreg.objective.DEFAULT_STEP`.
         generator: Source of randomness; the default generator if None.
 
     Returns:

@@ -115,3 +115,11 @@ def test_every_figure_says_what_it_shows(notebook):
             assert len(alt) >= 20, f"no alt text:\n{cell.source}"
     for cell in cells(notebook, "markdown"):
         assert not re.search(r"!\[\s*\]\(", cell.source), cell.source
+
+
+def test_the_first_page_shows_the_figure_of_its_notebook():
+    stored = {path: nbformat.read(path, as_version=4) for path in CHAPTERS.values()}
+    committed = (build_book.ROOT / build_book.LANDING_FIGURE).read_bytes()
+    assert committed == build_book.landing_figure(stored), "make notebooks"
+    intro = (build_book.ROOT / "intro.md").read_text("utf-8")
+    assert f"]({build_book.LANDING_FIGURE.as_posix()})" in intro

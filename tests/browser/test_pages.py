@@ -107,6 +107,14 @@ def test_page_fits_a_phone_in_both_themes(visit, address, scheme):
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 360
     page.evaluate("() => window.scrollTo(1000, 0)")
     assert page.evaluate("() => window.scrollX") == 0
+    # A formula that is too wide scrolls by itself, and from its beginning.
+    beheaded = page.evaluate(
+        """() => [...document.querySelectorAll('div.math')].filter(d => d.offsetWidth > 0
+                && d.querySelector('mjx-container').getBoundingClientRect().left
+                   < d.getBoundingClientRect().left - 1)
+            .map(d => d.textContent.slice(0, 60))"""
+    )
+    assert beheaded == []
     # Text and math against the page, by the formula of WCAG: 4.5 is its level AA.
     contrasts = page.evaluate(
         """() => {

@@ -1,0 +1,445 @@
+"""What cannot be controlled is refused by its own error, which says what it is and what to do."""
+
+import random
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import dropreg
+from dropreg import errors, find_sites
+
+X = torch.randn((6, 4), generator=torch.Generator().manual_seed(1))
+Y = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+class Net(nn.Module):
+    """A linear model with dropout, and one more thing in the middle."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.drop, self.head = nn.Linear(4, 4), nn.Dropout(0.3), nn.Linear(4, 3)
+        self.middle = middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.middle(self.first(x))))
+
+
+def script(thing: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch.jit.script
+        return torch.jit.script(thing)
+
+
+def test_errors_have_a_family() -> None:
+    for name in ("NeverSupportedError", "NotYetSupportedError"):
+        assert issubclass(getattr(errors, name), errors.UnsupportedError)
+    # A caller who knows nothing of this package still catches bad values as ValueError.
+    for name in ("InputError", "LogitsError", "ProbabilityError", "NoSitesError"):
+        assert issubclass(getattr(errors, name), ValueError)
+        assert issubclass(getattr(errors, name), errors.DropregError)
+
+
+# --------------------------------------------------------------------------------- affine dropout
+
+AFFINE: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "nn.AlphaDropout": (nn.AlphaDropout(0.2), r"^AlphaDropout \(in middle\)"),
+    "nn.FeatureAlphaDropout": (nn.FeatureAlphaDropout(0.2), r"^FeatureAlphaDropout \(in middle\)"),
+    "F.alpha_dropout": (
+        lambda x: F.alpha_dropout(x, 0.2, training=True),
+        r"^AlphaDropout \(in the model itself\)",
+    ),
+    "torch.alpha_dropout": (
+        lambda x: torch.alpha_dropout(x, p=0.2, train=True),
+        r"^torch\.alpha_dropout ",
+    ),
+    "torch.feature_alpha_dropout": (
+        lambda x: torch.feature_alpha_dropout(x, 0.2, True),
+        r"^torch\.feature_alpha_dropout ",
+    ),
+    "torch.alpha_dropout_": (
+        lambda x: torch.alpha_dropout_(x.clone(), 0.2, True),
+        r"^torch\.alpha_dropout_ ",
+    ),
+    "torch.feature_alpha_dropout_": (
+        lambda x: torch.feature_alpha_dropout_(x.clone(), 0.2, True),
+        r"^torch\.feature_alpha_dropout_ ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AFFINE)
+def test_affine_dropout_is_refused(name: str) -> None:
+    middle, where = AFFINE[name]
+    message = where + r".*affine noise, not multiplicative.*Replace it with nn\.Dropout"
+    with pytest.raises(errors.NeverSupportedError, match=message):
+        find_sites(Net(middle), X)
+    with pytest.raises(errors.NeverSupportedError, match=message):
+        dropreg.replace_dropout(Net(middle)).loss(X, Y)
+
+
+def test_affine_dropout_that_is_off_is_fine() -> None:
+    for middle in (nn.AlphaDropout(0.2).eval(), nn.AlphaDropout(0.0)):
+        assert [s.name for s in find_sites(Net(middle), X)] == ["drop"]
+
+
+# ------------------------------------------------------------------------- TorchScript and compile
+
+
+def test_scripted_dropout_is_refused() -> None:
+    scripted = script(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
+    message = "middle is a scripted module with dropout.*Use the original Python module"
+    with pytest.raises(errors.NeverSupportedError, match=message):
+        find_sites(Net(scripted), X)
+    with pytest.raises(errors.NeverSupportedError, match=r"^the model itself is a scripted"):
+        find_sites(scripted, X)
+
+
+def test_traced_dropout_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of many things, above all of itself
+        traced = torch.jit.trace(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), X)
+    with pytest.raises(errors.NeverSupportedError, match="middle is a scripted module"):
+        find_sites(Net(traced), X)
+
+
+def test_scripted_module_without_dropout_is_fine() -> None:
+    scripted = script(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU()))
+    model = Net(scripted)
+    assert [s.name for s in find_sites(model, X)] == ["drop"]
+    dropreg.replace_dropout(model).loss(X, Y).backward()
+    assert scripted[1].num_batches_tracked == 1
+
+
+def test_scripted_function_with_dropout_is_refused() -> None:
+    def drops(x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, True, False)
+
+    with pytest.raises(errors.NeverSupportedError, match=r"aten\.bernoulli_"):
+        find_sites(Net(script(drops)), X)
+
+
+def test_scripted_recurrent_dropout_is_refused() -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(4, 4, num_layers=2, dropout=0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0]
+
+    with pytest.raises(errors.NeverSupportedError, match="two forward passes still differ"):
+        find_sites(Net(script(Last())), X)
+
+
+def test_exported_dropout_is_refused() -> None:
+    exported = torch.export.export(nn.Dropout(0.5), (X,)).module()
+    with pytest.raises(errors.NeverSupportedError, match="two forward passes still differ"):
+        find_sites(Net(exported), X)
+
+
+def test_symbolically_traced_model_is_fine() -> None:
+    traced = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
+    assert len(find_sites(traced, X)) == 1
+
+
+def test_compiled_modules_are_refused() -> None:
+    message = "is compiled by torch.compile.*_orig_mod"
+    whole = torch.compile(Net(nn.ReLU()), backend="eager")
+    with pytest.raises(errors.NotYetSupportedError, match="^the model itself " + message):
+        find_sites(whole, X)
+    part = Net(torch.compile(nn.Dropout(0.2), backend="eager"))
+    with pytest.raises(errors.NotYetSupportedError, match="^middle " + message):
+        find_sites(part, X)
+    in_place = Net(nn.ReLU())
+    in_place.compile(backend="eager")
+    with pytest.raises(errors.NotYetSupportedError, match=message):
+        find_sites(in_place, X)
+    assert len(find_sites(whole._orig_mod, X)) == 1
+
+
+# ------------------------------------------------------------------------------------ checkpoints
+
+
+# The reentrant form warns when no input needs a gradient, as in the audit.
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointed_dropout_is_refused(use_reentrant: bool) -> None:
+    model = Net(lambda x: checkpoint(F.dropout, x, 0.5, use_reentrant=use_reentrant))
+    message = r"inside an activation checkpoint \(the model itself\).*Switch checkpointing off"
+    with pytest.raises(errors.NotYetSupportedError, match=message):
+        find_sites(model, X)
+
+
+# The reentrant form warns when no input needs a gradient, as in the audit.
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpoint_without_dropout_is_fine(use_reentrant: bool) -> None:
+    model = Net(lambda x: checkpoint(torch.tanh, x, use_reentrant=use_reentrant))
+    generator = torch.Generator()
+    plain = Net(torch.tanh)
+    plain.load_state_dict(model.state_dict())
+    losses = []
+    for each in (model, plain):
+        loss = dropreg.replace_dropout(each, generator=generator.manual_seed(0)).loss(X, Y)
+        loss.backward()
+        losses.append(loss)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(model.first.weight.grad, plain.first.weight.grad)
+
+
+# ------------------------------------------------------------------------------ hidden randomness
+
+
+class Jitter(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn_like(x)
+
+
+class SkipsLayers(nn.Module):
+    """Rarely skips a layer, as LayerDrop does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if torch.rand(()) < 0.4 else 2 * x
+
+
+RANDOM: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "torch.rand": (lambda x: x * torch.rand(4), r"aten\.rand\.default \(in the model itself\)"),
+    "in a module": (Jitter(), r"aten\.randn_like\.default \(in middle\)"),
+    "deeper": (nn.Sequential(nn.ReLU(), Jitter()), r"aten\.randn_like\.default \(in middle\.1\)"),
+    "bernoulli": (lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)), r"aten\.bernoulli"),
+    "bernoulli_": (lambda x: x * torch.empty_like(x).bernoulli_(0.5), r"aten\.bernoulli_"),
+    "native_dropout": (
+        lambda x: torch.native_dropout(x, 0.5, True)[0],
+        r"aten\.native_dropout",
+    ),
+    "gumbel_softmax": (lambda x: F.gumbel_softmax(x), r"aten\.exponential_"),
+    "rrelu": (nn.RReLU(), r"aten\.rrelu_with_noise.*\(in middle\)"),
+    "multinomial": (lambda x: x[torch.multinomial(torch.ones(6), 6)], r"aten\.multinomial"),
+    "permutation": (lambda x: x[torch.randperm(6)], r"aten\.randperm"),
+    "skipped layers": (SkipsLayers(), r"aten\.rand.*\(in middle\)"),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_hidden_randomness_is_refused(name: str) -> None:
+    middle, operation = RANDOM[name]
+    message = "something else is random.*" + operation + r".*shared_dropout, or switch it off"
+    with pytest.raises(errors.NeverSupportedError, match=message):
+        find_sites(Net(middle), X)
+
+
+def test_attention_is_not_taken_for_random() -> None:
+    # PyTorch tags its attention kernels as random even when they drop nothing.
+    x = torch.ones(2, 2, 6, 4)  # with a batch and heads, so that the fused kernel runs
+    with pytest.raises(errors.NeverSupportedError, match="randn_like") as caught:
+        find_sites(Net(lambda x: Jitter()(F.scaled_dot_product_attention(x, x, x))), x)
+    assert "attention" not in str(caught.value)
+
+
+def test_randomness_of_numpy_and_python_is_refused() -> None:
+    rng = np.random.default_rng(0)
+    for middle in (lambda x: x * float(rng.random()), lambda x: x * random.random()):
+        with pytest.raises(errors.NeverSupportedError, match=r"No PyTorch operation.*numpy"):
+            find_sites(Net(middle), X)
+
+
+def test_pass_that_changes_its_own_input_is_refused() -> None:
+    with pytest.raises(errors.NeverSupportedError, match="changes its own inputs or state"):
+        find_sites(nn.Sequential(_AddsOne(), nn.Dropout(0.5)), X.clone())
+
+
+class _AddsOne(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x += 1
+        return x
+
+
+def test_random_numbers_without_effect_are_fine() -> None:
+    def draws(x: Tensor) -> Tensor:
+        return x if torch.rand(()) < 2 else -x
+
+    assert len(find_sites(Net(draws), X)) == 1
+
+
+@pytest.mark.parametrize("masked", [float("-inf"), torch.finfo(torch.float32).min])
+def test_masked_classes_neither_hide_randomness_nor_look_like_it(masked: float) -> None:
+    class Masked(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).index_fill(1, torch.tensor([2]), masked)
+
+    assert len(find_sites(Masked(nn.ReLU()), X)) == 1
+    with pytest.raises(errors.NeverSupportedError, match="randn_like"):
+        find_sites(Masked(Jitter()), X)
+
+
+def test_output_of_another_shape_is_seen_as_random() -> None:
+    with pytest.raises(errors.NeverSupportedError, match="something else is random"):
+        find_sites(Net(lambda x: x[: int(torch.randint(1, 6, ()))]), X)
+
+
+def test_audit_is_made_once_and_again_when_the_model_changes() -> None:
+    class Counted(Net):
+        count = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count += 1
+            return super().forward(x)
+
+    model = Counted(nn.Identity())
+    dropreg.explicit_regularizer(model, X)
+    first = model.count
+    assert first == 3  # two passes for the audit and one for the value
+    dropreg.explicit_regularizer(model, X)
+    assert model.count == first + 1
+    model.middle = Jitter()
+    with pytest.raises(errors.NeverSupportedError, match="randn_like"):
+        dropreg.explicit_regularizer(model, X)
+    model.middle = nn.AlphaDropout(0.5).eval()
+    dropreg.explicit_regularizer(model, X)
+    model.train()  # the modes have changed
+    with pytest.raises(errors.NeverSupportedError, match="affine"):
+        dropreg.explicit_regularizer(model, X)
+
+
+# -------------------------------------------------------------------------------- in-place dropout
+
+
+def test_inplace_dropout_whose_result_is_not_used_is_refused() -> None:
+    class Ignores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            F.dropout(h, 0.5, self.training, inplace=True)
+            return self.head(h)
+
+    with pytest.raises(errors.NotYetSupportedError, match=r"in-place .*write x = F\.dropout"):
+        find_sites(Ignores(), X)
+
+
+def test_inplace_dropout_of_a_tensor_used_elsewhere_is_refused() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.drop = nn.Linear(4, 4), nn.Dropout(0.5, inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return h + self.drop(h)  # in PyTorch both terms are dropped here
+
+    with pytest.raises(errors.NotYetSupportedError, match="whose input is used elsewhere"):
+        find_sites(Residual(), X)
+
+
+def test_inplace_dropout_of_the_input_leaves_it_alone() -> None:
+    x = X.clone()
+    model = nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(4, 3))
+    assert len(find_sites(model, x)) == 1
+    dropreg.replace_dropout(model).loss(x, Y).backward()
+    assert torch.equal(x, X)
+
+
+def test_inplace_dropout_that_is_off_is_fine() -> None:
+    def off(x: Tensor) -> Tensor:
+        F.dropout(x, 0.5, training=False, inplace=True)
+        return x
+
+    assert len(find_sites(Net(off), X)) == 1
+
+
+# ---------------------------------------------------- noise that cannot be kept or differentiated
+
+
+def test_dropout_inside_vmap_is_refused() -> None:
+    for randomness in ("same", "different"):
+        model = Net(torch.vmap(lambda row: F.dropout(row, 0.5), randomness=randomness))
+        message = r"inside torch\.vmap .*outside of vmap"
+        with pytest.raises(errors.NotYetSupportedError, match=message):
+            find_sites(model, X)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+def test_dropout_of_a_nested_tensor_is_refused() -> None:
+    def nested(x: Tensor) -> Tensor:
+        parts = torch.nested.nested_tensor([x[:2], x[2:]], layout=torch.jagged)
+        return torch.nested.to_padded_tensor(F.dropout(parts, 0.5), 0.0)
+
+    message = r"dropout of a nested tensor \(the model itself\).*Pad the sequences"
+    with pytest.raises(errors.NotYetSupportedError, match=message):
+        find_sites(Net(nested), X)
+
+
+def test_vmap_without_dropout_is_fine() -> None:
+    assert len(find_sites(Net(torch.vmap(torch.tanh)), X)) == 1
+
+
+class Frozen(nn.Module):
+    """A trunk with dropout that is run without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.trunk(x)
+        return self.head(h)
+
+
+BACKWARD = ("exact", "sampled_labels", "full_hessian", "identity", "loss_jacobian")
+
+
+@pytest.mark.parametrize("method", BACKWARD)
+def test_dropout_without_gradients_is_refused_by_backward_methods(method: str) -> None:
+    message = r"torch\.no_grad\(\) block.*method='central'"
+    with pytest.raises(errors.NotYetSupportedError, match=message):
+        dropreg.explicit_regularizer(Frozen(), X, targets=Y, method=method)
+
+
+def test_dropout_without_gradients_is_right_by_the_others() -> None:
+    torch.manual_seed(0)
+    model, values = Frozen(), []
+    with pytest.raises(errors.NotYetSupportedError, match="no_grad"):
+        dropreg.implicit_noise(model, X, Y)
+    trained = Frozen()  # the same function of the noise, with gradients everywhere
+    trained.load_state_dict(model.state_dict())
+    trained.forward = types.MethodType(lambda self, x: self.head(self.trunk(x)), trained)
+    for each in (model, trained):
+        for method in ("jvp", "central"):
+            generator = torch.Generator().manual_seed(0)
+            values.append(
+                dropreg.explicit_regularizer(each, X, method=method, generator=generator).item()
+            )
+    assert values[0] > 0
+    assert values == pytest.approx([values[0]] * 4, rel=1e-3)
+
+
+def test_noise_that_changes_the_way_through_the_model_is_refused() -> None:
+    class Routed(nn.Module):
+        """Sends each row to one of two experts, by a noisy decision."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.expert, self.head = nn.Dropout(0.5), nn.Dropout(0.5), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.abs()
+            chosen = self.gate(x)[:, 0] > x[:, 0]  # where the noise is positive
+            h = torch.where(chosen[:, None], x, -x)
+            return self.head(h.index_put((chosen,), self.expert(x[chosen])))
+
+    model = Routed()
+    replacement = dropreg.replace_dropout(model, method="even_odd")
+    with pytest.raises(errors.NotYetSupportedError, match="met different dropouts"):
+        replacement.loss(X[:5], Y[:5])  # of five rows the two halves choose different numbers

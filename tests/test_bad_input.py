@@ -1,0 +1,343 @@
+"""Bad input: each mistake has its own clear error, and none runs on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import dropreg
+from dropreg import errors, find_sites
+
+X = torch.randn((6, 4), generator=torch.Generator().manual_seed(1))
+Y = torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def mlp(p: float = 0.3, *, last: nn.Module | None = None) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.ReLU(), nn.Dropout(p), nn.Linear(8, 3), last or nn.Identity()
+    )
+
+
+class Lambda(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+# Every entry of the public surface, with a model to be filled in.
+CALLS: dict[str, Callable[..., Any]] = {
+    "find_sites": lambda model, x=X, y=Y: find_sites(model, x),
+    "explicit_regularizer": lambda model, x=X, y=Y, **k: dropreg.explicit_regularizer(
+        model, x, targets=y, **k
+    ),
+    "implicit_noise": lambda model, x=X, y=Y, **k: dropreg.implicit_noise(model, x, y, **k),
+    "dropout_k_loss": lambda model, x=X, y=Y, **k: dropreg.dropout_k_loss(model, x, y, 2, **k),
+    "replace_dropout": lambda model, x=X, y=Y, **k: dropreg.replace_dropout(model, **k).loss(x, y),
+    "measure_explicit": lambda model, x=X, y=Y, **k: dropreg.measure_explicit(
+        model, x, y, mc_samples=2, **k
+    ),
+    "gradient_noise": lambda model, x=X, y=Y, **k: dropreg.gradient_noise(
+        model, x, y, mc_samples=2, **k
+    ),
+}
+LOSSES = [name for name in CALLS if name != "find_sites"]
+everywhere = pytest.mark.parametrize("call", CALLS)
+with_a_loss = pytest.mark.parametrize("call", LOSSES)
+
+
+# -------------------------------------------------------------------------------------- the model
+
+
+@everywhere
+def test_no_site(call: str) -> None:
+    with pytest.raises(errors.NoSitesError, match=r"no dropout was met.*Add nn\.Dropout") as caught:
+        CALLS[call](nn.Linear(4, 3))
+    assert type(caught.value) is errors.NoSitesError
+
+
+@everywhere
+def test_eval_mode(call: str) -> None:
+    with pytest.raises(errors.EvalModeError, match=r"in eval mode.*call model\.train\(\) first"):
+        CALLS[call](mlp().eval())
+
+
+def test_eval_mode_of_other_dropouts() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(4, 4, num_layers=2, dropout=0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0]
+
+    with pytest.raises(errors.EvalModeError, match="every dropout of the model is in eval mode"):
+        find_sites(Recurrent().eval(), X)
+    # Attention in eval mode does not even say that it would drop.
+    layer = nn.MultiheadAttention(4, 2, dropout=0.5).eval()
+    with pytest.raises(errors.EvalModeError, match="no dropout was met, and the model is in eval"):
+        find_sites(layer, X, X, X)
+
+
+@everywhere
+def test_probability_zero_everywhere(call: str) -> None:
+    with pytest.raises(errors.ZeroProbabilityError, match=r"probability 0.*Set a probability"):
+        CALLS[call](mlp(0.0))
+
+
+@everywhere
+def test_probability_one(call: str) -> None:
+    with pytest.raises(errors.ProbabilityError, match=r"1\.0 is outside \[0, 1\).*finite variance"):
+        CALLS[call](mlp(1.0))
+
+
+def test_probability_one_of_other_dropouts() -> None:
+    attend = Lambda(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=1.0))
+    recurrent = Lambda(nn.LSTM(4, 3, num_layers=2, dropout=1.0))
+    for model in (attend, recurrent):
+        with pytest.raises(errors.ProbabilityError, match="finite variance"):
+            find_sites(model, X)
+
+
+@everywhere
+def test_nan_logits(call: str) -> None:
+    with pytest.raises(errors.LogitsError, match=r"hold NaN.*learning rate"):
+        CALLS[call](mlp(last=Lambda(lambda x: x * float("nan"))))
+
+
+def test_nan_that_comes_later() -> None:
+    model = mlp()
+    replacement = dropreg.replace_dropout(model)
+    replacement.loss(X, Y)
+    with torch.no_grad():
+        model[0].weight.fill_(float("nan"))
+    with pytest.raises(errors.LogitsError, match="hold NaN"):
+        replacement.loss(X, Y)
+
+
+@everywhere
+def test_integer_logits(call: str) -> None:
+    with pytest.raises(errors.LogitsError, match=r"torch\.int64; expected floating-point logits"):
+        CALLS[call](mlp(last=Lambda(lambda x: x.argmax(-1))))
+
+
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        (lambda x: None, "NoneType"),
+        (lambda x: {"hidden": x}, "dict"),
+        (lambda x: (), "tuple"),
+        (lambda x: [None, x], "list|NoneType"),
+        (lambda x: 1.0, "float"),
+    ],
+)
+def test_no_logits(output: Callable[[Tensor], Any], name: str) -> None:
+    model = mlp(last=Lambda(output))
+    with pytest.raises(errors.LogitsError, match=f"returned ({name}); expected logits as a tensor"):
+        find_sites(model, X)
+
+
+def test_lazy_parameters() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.Dropout(0.5), nn.LazyBatchNorm1d())
+    with pytest.raises(errors.InputError, match="run it once on a batch"):
+        find_sites(model, X)
+    assert isinstance(model[0], nn.LazyLinear)  # and it is still lazy
+    model(X)
+    assert len(find_sites(model, X)) == 1
+
+
+# ------------------------------------------------------------------------------------ the targets
+
+BAD_TARGETS: dict[str, tuple[Tensor, str]] = {
+    "too few": (Y[:5], r"integer class labels of shape \(6,\).*of shape \(5,\)"),
+    "one more dimension": (Y[:, None], r"of shape \(6,\) .*of shape \(6, 1\)"),
+    "probabilities": (torch.full((6, 3), 1 / 3), r"integer class labels.*torch\.float32"),
+    "floats": (Y.float(), r"integer class labels.*torch\.float32 of shape \(6,\)"),
+    "too large": (Y + 1, r"between 1 and 3, but the logits have 3 classes"),
+    "negative": (Y - 1, r"between -1 and 1, but the logits have 3 classes"),
+    "all ignored": (torch.full((6,), -100), "every target is ignore_index"),
+}
+
+
+@with_a_loss
+@pytest.mark.parametrize("mistake", BAD_TARGETS)
+def test_targets_of_cross_entropy(call: str, mistake: str) -> None:
+    targets, message = BAD_TARGETS[mistake]
+    with pytest.raises(errors.InputError, match=message):
+        CALLS[call](mlp(), X, targets)
+
+
+@with_a_loss
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "squared_error"])
+def test_targets_of_the_other_losses(call: str, loss: str) -> None:
+    message = r"needs floating-point targets of the logits' shape \(6, 3\), got torch\.int64"
+    with pytest.raises(errors.InputError, match=message):
+        CALLS[call](mlp(), X, Y, loss=loss)
+
+
+@with_a_loss
+def test_targets_that_are_no_tensor(call: str) -> None:
+    with pytest.raises(errors.InputError, match="targets are a list; they must be a tensor"):
+        CALLS[call](mlp(), X, Y.tolist())
+
+
+def test_binary_targets_outside_of_zero_and_one() -> None:
+    with pytest.raises(errors.InputError, match="between 0 and 1"):
+        dropreg.implicit_noise(mlp(), X, torch.full((6, 3), 1.5), loss="binary_cross_entropy")
+
+
+def test_one_logit_for_cross_entropy() -> None:
+    model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 1))
+    with pytest.raises(errors.InputError, match=r"C >= 2 classes.*'binary_cross_entropy'"):
+        dropreg.explicit_regularizer(model, X)
+
+
+@pytest.mark.parametrize("method", dropreg.ExplicitMethod, ids=str)
+def test_targets_of_every_method(method: str) -> None:
+    with pytest.raises(errors.InputError, match="integer class labels"):
+        dropreg.explicit_regularizer(mlp(), X, targets=Y[:5], method=method)
+
+
+@pytest.mark.parametrize("method", [m for m in dropreg.ExplicitMethod if m.needs_targets], ids=str)
+def test_missing_targets(method: str) -> None:
+    with pytest.raises(errors.InputError, match="needs targets"):
+        dropreg.explicit_regularizer(mlp(), X, method=method)
+
+
+# ---------------------------------------------------------------------------------- the arguments
+
+
+@with_a_loss
+def test_unknown_loss(call: str) -> None:
+    message = r"loss 'crossentropy' is unknown\. Choose one of 'cross_entropy'"
+    with pytest.raises(errors.InputError, match=message):
+        CALLS[call](mlp(), loss="crossentropy")
+
+
+def test_unknown_loss_is_told_at_once() -> None:
+    with pytest.raises(errors.InputError, match="unknown"):
+        dropreg.replace_dropout(mlp(), loss="hinge")
+
+
+@pytest.mark.parametrize(
+    "call", ["explicit_regularizer", "implicit_noise", "replace_dropout", "gradient_noise"]
+)
+def test_unknown_method(call: str) -> None:
+    with pytest.raises(errors.InputError, match=r"'centre' is no .*Choose one of: .*'central'"):
+        CALLS[call](mlp(), method="centre")
+
+
+@with_a_loss
+def test_unknown_law(call: str) -> None:
+    if call == "explicit_regularizer":
+        options = {"method": "central", "distribution": "cauchy"}
+    else:
+        options = {"distribution": "cauchy"}
+    with pytest.raises(errors.InputError, match=r"'cauchy' is no Law.*'rademacher'"):
+        CALLS[call](mlp(), **options)
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, "3", None])
+def test_number_of_masks(k: Any) -> None:
+    with pytest.raises(errors.InputError, match=r"k is .*; it must be a whole number, at least 1"):
+        dropreg.dropout_k_loss(mlp(), X, Y, k)
+
+
+@pytest.mark.parametrize("chunk", [0, -2, 1.5])
+def test_chunk(chunk: Any) -> None:
+    with pytest.raises(errors.InputError, match=r"chunk is .*; it must be a whole number"):
+        dropreg.dropout_k_loss(mlp(), X, Y, 2, chunk=chunk)
+
+
+@pytest.mark.parametrize("method", ["sampled_labels", "central", "monte_carlo", "exact"])
+@pytest.mark.parametrize("mc_samples", [0, -1])
+def test_number_of_samples(method: str, mc_samples: int) -> None:
+    with pytest.raises(errors.InputError, match=f"mc_samples is {mc_samples}; at least one"):
+        dropreg.explicit_regularizer(mlp(), X, targets=Y, method=method, mc_samples=mc_samples)
+
+
+def test_number_of_samples_of_a_spread() -> None:
+    for measure in (dropreg.measure_explicit, dropreg.gradient_noise):
+        with pytest.raises(errors.InputError, match="mc_samples is 1; a spread needs at least 2"):
+            measure(mlp(), X, Y, mc_samples=1)
+
+
+@pytest.mark.parametrize("projections", [0, 68])
+def test_number_of_projections(projections: int) -> None:
+    with pytest.raises(errors.InputError, match=f"projections is {projections}; the model has 67"):
+        dropreg.gradient_noise(mlp(), X, Y, mc_samples=2, projections=projections)
+
+
+@pytest.mark.parametrize("step", [0.0, -1e-3, float("nan")])
+@pytest.mark.parametrize("call", ["explicit_regularizer", "implicit_noise", "replace_dropout"])
+def test_step(call: str, step: float) -> None:
+    with pytest.raises(errors.InputError, match=r"step is .*; it must be positive"):
+        CALLS[call](mlp(), method="central", step=step)
+
+
+@with_a_loss
+def test_inference_mode(call: str) -> None:
+    with torch.inference_mode(), pytest.raises(errors.InputError, match=r"use torch\.no_grad"):
+        CALLS[call](mlp())
+
+
+def test_find_sites_works_in_inference_mode() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5))
+    with torch.inference_mode():
+        assert len(find_sites(model, X)) == 1
+
+
+# ---------------------------------------------------------------------------------- the precision
+
+HALF_MESSAGE = "central differences need a float32 forward pass.*'sampled_labels'.*'even_odd'"
+CENTRAL = ["explicit_regularizer", "implicit_noise", "replace_dropout"]
+
+
+@pytest.mark.parametrize("call", CENTRAL)
+def test_central_under_autocast(call: str) -> None:
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(errors.PrecisionError, match=HALF_MESSAGE),
+    ):
+        CALLS[call](mlp(), method="central")
+
+
+@pytest.mark.parametrize("call", CENTRAL)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_central_in_half_precision(call: str, dtype: torch.dtype) -> None:
+    with pytest.raises(errors.PrecisionError, match=HALF_MESSAGE):
+        CALLS[call](mlp().to(dtype), X.to(dtype), method="central")
+
+
+class Mixed(nn.Module):
+    """Computes its middle layer in half precision, before or after the dropout."""
+
+    def __init__(self, *, drop_first: bool, autocast: bool) -> None:
+        super().__init__()
+        self.drop_first, self.autocast = drop_first, autocast
+        self.middle, self.drop = nn.Linear(4, 4), nn.Dropout(0.5)
+        if not autocast:
+            self.middle.bfloat16()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.drop_first:
+            x = self.drop(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            x = self.middle(x if self.autocast else x.bfloat16())
+        x = x.float()
+        return x if self.drop_first else self.drop(x)
+
+
+@pytest.mark.parametrize("call", CENTRAL)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_central_with_half_precision_inside(call: str, autocast: bool) -> None:
+    # Sites and logits are in float32 here, so that only what lies between them tells.
+    with pytest.raises(errors.PrecisionError, match=HALF_MESSAGE):
+        CALLS[call](Mixed(drop_first=True, autocast=autocast), method="central")
+    # Half precision before the first site does no harm.
+    CALLS[call](Mixed(drop_first=False, autocast=autocast), method="central")

@@ -1,0 +1,188 @@
+"""The losses: H_out against autograd, its root, sampled labels, and invariances."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropreg import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
+from dropreg.losses import resolve
+
+CASES: dict[str, tuple[Loss, tuple[int, ...]]] = {
+    "cross_entropy": (CrossEntropy(), (2, 3, 4)),
+    "one position": (CrossEntropy(), (4,)),
+    "ignore": (CrossEntropy(ignore_index=1), (5, 4)),
+    "smoothing": (CrossEntropy(label_smoothing=0.2), (5, 4)),
+    "binary": (BinaryCrossEntropy(), (3, 2)),
+    "binary, one number": (BinaryCrossEntropy(), ()),
+    "squared": (SquaredError(), (3, 2)),
+}
+
+
+def example(name: str, dtype: torch.dtype = torch.float64) -> tuple[Loss, Tensor, Tensor]:
+    loss, shape = CASES[name]
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    if loss.classes_last:
+        y = torch.randint(0, shape[-1], shape[:-1], generator=generator)
+    else:
+        y = torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
+    return loss, logits, y
+
+
+def hessian(loss: Loss, logits: Tensor, y: Tensor) -> Tensor:
+    size = logits.numel()
+    return torch.autograd.functional.hessian(lambda f: loss.mean(f, y), logits).reshape(size, size)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_quadratic_is_the_hessian_of_the_mean(name: str) -> None:
+    loss, logits, y = example(name)
+    t = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).double()
+    expected = t.flatten() @ hessian(loss, logits, y) @ t.flatten()
+    torch.testing.assert_close(loss.quadratic(logits, t, y), expected)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_roots_make_the_hessian(name: str) -> None:
+    """Sum over columns and terms of s s', over the number of terms that count."""
+    loss, logits, y = example(name)
+    roots = torch.stack(list(loss.roots(logits, y)))
+    size = logits.numel()
+    block = logits.shape[-1] if loss.classes_last else 1
+    rows = roots.reshape(len(roots), size // block, block)
+    blocks = torch.einsum("rni,rnj->nij", rows, rows) / loss.count(logits, y)
+    torch.testing.assert_close(torch.block_diag(*blocks), hessian(loss, logits, y))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sampled_score_has_mean_zero_and_covariance_h_out(name: str) -> None:
+    """Every entry of mean and second moment: within 5 standard errors of 4,000 samples."""
+    loss, logits, y = example(name)
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.stack([loss.sampled_score(logits, y, generator) for _ in range(4000)])
+    samples = samples.reshape(4000, -1)
+    products = samples[:, :, None] * samples[:, None, :]
+    truth = hessian(loss, logits, y) * loss.count(logits, y)
+    for drawn, expected in ((samples, torch.zeros_like(samples[0])), (products, truth)):
+        standard_error = drawn.std(0) / 4000**0.5
+        assert ((drawn.mean(0) - expected).abs() <= 5 * standard_error + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "binary", "squared"])
+def test_sampled_score_is_the_same_in_every_precision(name: str) -> None:
+    """One seed draws the same labels: in half precision the scores are computed in float32."""
+    scores = []
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        loss, logits, y = example(name, dtype)
+        score = loss.sampled_score(logits, y, torch.Generator().manual_seed(3))
+        assert score.dtype is torch.promote_types(dtype, torch.float32)
+        scores.append(score.double())
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scores[0], scores[2], rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mean_is_pytorchs(name: str) -> None:
+    loss, logits, y = example(name)
+    if isinstance(loss, CrossEntropy):
+        expected = F.cross_entropy(
+            logits.reshape(-1, 4),
+            y.flatten(),
+            ignore_index=loss.ignore_index,
+            label_smoothing=loss.label_smoothing,
+        )
+    elif isinstance(loss, BinaryCrossEntropy):
+        expected = F.binary_cross_entropy_with_logits(logits, y)
+    else:
+        expected = F.mse_loss(logits, y)
+    torch.testing.assert_close(loss.mean(logits, y), expected)
+
+
+def test_ignored_positions_do_not_count() -> None:
+    loss, logits, y = example("ignore")
+    kept = y != 1
+    assert 0 < kept.sum() < len(y)
+    assert loss.count(logits, y) == kept.sum()
+    t = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).double()
+    torch.testing.assert_close(
+        loss.quadratic(logits, t, y), CrossEntropy().quadratic(logits[kept], t[kept])
+    )
+    for root in loss.roots(logits, y):
+        assert (root[~kept] == 0).all()
+    assert (loss.sampled_score(logits, y)[~kept] == 0).all()
+    assert (loss.weighted(torch.ones_like(logits), y).sum(-1) == 4 * kept).all()
+    assert (loss.weighted(torch.ones_like(logits), None) == 1).all()
+    assert loss.count(logits) == len(y)
+
+
+def test_a_class_ruled_out_contributes_nothing() -> None:
+    """A logit of -inf leaves the value and the gradient of the other classes as they are."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    t = torch.randn(3, 3, generator=generator, dtype=torch.float64)
+    ruled_out = torch.full((3, 1), -math.inf, dtype=torch.float64)
+    values, grads = [], []
+    for f, direction in (
+        (logits, t),
+        (
+            torch.cat([logits, ruled_out], 1),
+            torch.cat([t, torch.full_like(ruled_out, math.nan)], 1),
+        ),
+    ):
+        f = f.clone().requires_grad_()
+        value = CrossEntropy().quadratic(f, direction)
+        squares = sum(root.square().sum() for root in CrossEntropy().roots(f))
+        score = CrossEntropy().sampled_score(f, None, torch.Generator().manual_seed(0))
+        (grad,) = torch.autograd.grad(value + squares + score.square().sum(), f)
+        values.append((value, squares, score[:, :3]))
+        grads.append(grad[:, :3])
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), BinaryCrossEntropy()])
+def test_saturated_logits_have_finite_gradients(loss: Loss) -> None:
+    """Where p is 0 or 1 to the last bit, the root of p has an infinite derivative by itself."""
+    logits = torch.tensor([[200.0, -200.0], [0.0, 800.0]], requires_grad=True)
+    score = loss.sampled_score(logits, None, torch.Generator().manual_seed(0))
+    total = sum(root.square().sum() for root in loss.roots(logits)) + score.square().sum()
+    (grad,) = torch.autograd.grad(total + loss.quadratic(logits, torch.ones(2, 2)), logits)
+    assert total.isfinite()
+    assert grad.isfinite().all()
+
+
+def test_labels_are_drawn_from_the_prediction() -> None:
+    """Frequencies of 20,000 sampled classes: within 4.5 standard errors; a certain class always."""
+    logits = torch.tensor([0.0, 1.0, -2.0, 0.5]).expand(20000, 4)
+    p = logits[0].softmax(-1)
+    score = CrossEntropy().sampled_score(logits, None, torch.Generator().manual_seed(0))
+    drawn = (p - score).round()
+    assert (drawn.sum(-1) == 1).all()
+    error = drawn.mean(0) - p
+    assert (error.abs() < 4.5 * (p * (1 - p) / 20000).sqrt()).all()
+    certain = torch.tensor([-math.inf, 0.0, -math.inf]).expand(1000, 3)
+    assert (CrossEntropy().sampled_score(certain) == 0).all()
+
+
+def test_half_precision_is_computed_in_float32() -> None:
+    for name in ("cross_entropy", "binary", "squared"):
+        loss, logits, y = example(name, torch.bfloat16)
+        reference = [a.float() if a.is_floating_point() else a for a in (logits, y)]
+        mean = loss.mean(logits, y)
+        assert mean.dtype is torch.float32
+        torch.testing.assert_close(mean, loss.mean(*reference))
+        value = loss.quadratic(logits, torch.ones_like(logits), y)
+        assert value.dtype is torch.float32
+        torch.testing.assert_close(
+            value, loss.quadratic(reference[0], torch.ones_like(reference[0]), y)
+        )
+
+
+def test_resolve_by_name_and_by_object() -> None:
+    for name in ("cross_entropy", "binary_cross_entropy", "squared_error"):
+        assert isinstance(resolve(name), Loss)
+    loss = CrossEntropy(ignore_index=0)
+    assert resolve(loss) is loss
