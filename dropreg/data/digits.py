@@ -1,4 +1,4 @@
-"""Real data that comes with a dependency: nothing is downloaded."""
+"""Images that come with a dependency: nothing is downloaded."""
 
 from __future__ import annotations
 

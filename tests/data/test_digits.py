@@ -1,0 +1,29 @@
+"""The embedded images."""
+
+import pytest
+import torch
+
+from dropreg.data import load_digits
+from dropreg.errors import InputError
+
+
+def test_the_test_set_is_the_same_for_every_size_and_disjoint():
+    large, small = load_digits(), load_digits(100)
+    assert (len(large.train_x), len(small.train_x), len(small.test_x)) == (1000, 100, 797)
+    assert torch.equal(large.test_x, small.test_x)
+    assert torch.equal(large.test_y, small.test_y)
+    assert torch.equal(large.train_x[:100], small.train_x)
+    assert 0 <= large.train_x.min() <= large.train_x.max() == 1
+    every = torch.cat([large.train_x, large.test_x])
+    assert len(every.unique(dim=0)) == 1797
+
+
+def test_the_seed_matters():
+    assert not torch.equal(load_digits(seed=1).test_y, load_digits(seed=2).test_y)
+    assert torch.equal(load_digits(seed=1).test_y, load_digits(seed=1).test_y)
+
+
+@pytest.mark.parametrize("size", [0, 1001])
+def test_a_size_out_of_range_is_refused(size):
+    with pytest.raises(InputError, match=f"train_size is {size}"):
+        load_digits(size)
