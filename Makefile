@@ -32,7 +32,7 @@ serve: book ## build the book and serve it on this machine
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their outputs, to commit
-	@$(BIN)/python tools/build_book.py notebooks --workers $(WORKERS) $(ONLY)
+	@$(BIN)/python tools/build_book.py notebooks $(ONLY) --workers $(WORKERS)
 
 lint: env ## ruff (docstrings and formatting included) and mypy
 	@echo "==> Lint and types"

@@ -9,6 +9,7 @@ alone, and an edited library executes everything: no page shows what an older li
 """
 
 import argparse
+import base64
 import concurrent.futures
 import hashlib
 import shutil
@@ -30,6 +31,9 @@ HTML = BUILD / "html"
 
 # A chapter runs in about a minute; one cell that takes ten hangs.
 CELL_TIMEOUT = 600
+# The figure of the first page: made by the cell that carries this tag.
+LANDING_TAG = "landing-page"
+LANDING_FIGURE = Path("book/_static/finding.png")
 # What editors and executors leave in a cell and no reader needs.
 NOISE = ("ExecuteTime", "colab", "collapsed", "execution", "outputId", "scrolled")
 
@@ -150,6 +154,18 @@ def fill(notebook: Any, executed: Any) -> None:
     )
 
 
+def landing_figure(notebooks: dict[Path, Any]) -> bytes:
+    """Return the figure of the first page, a PNG, out of the outputs of the cell that makes it."""
+    (cell,) = (
+        cell
+        for notebook in notebooks.values()
+        for cell in notebook.cells
+        if LANDING_TAG in cell.metadata.get("tags", [])
+    )
+    (figure,) = (o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+    return base64.b64decode(figure)
+
+
 def stage(notebooks: dict[Path, Any]) -> Path:
     """Lay out what Sphinx reads: the sources, with the executed notebooks in place."""
     source = BUILD / "source"
@@ -160,6 +176,7 @@ def stage(notebooks: dict[Path, Any]) -> Path:
         shutil.copy(ROOT / name, source)
     for path, notebook in notebooks.items():
         nbformat.write(notebook, source / path.relative_to(ROOT))
+    (source / LANDING_FIGURE).write_bytes(landing_figure(notebooks))
     return source
 
 
@@ -190,6 +207,8 @@ def store(notebooks: dict[Path, Any]) -> None:
             sys.exit(f"{path.relative_to(ROOT)} was edited while it ran: run this again.")
         fill(now, notebook)
         nbformat.write(now, path)
+    stored = {path: nbformat.read(path, as_version=4) for path in chapters()}
+    (ROOT / LANDING_FIGURE).write_bytes(landing_figure(stored))
 
 
 def main() -> None:
