@@ -11,6 +11,7 @@ from dropreg.implicit import ImplicitMethod, implicit_noise
 from dropreg.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
 from dropreg.measure import Estimate, gradient_noise, measure_explicit
 from dropreg.noise import Law, LockedDropout, Probe, sample, shared_dropout
+from dropreg.objective import NoisyLoss
 from dropreg.sites import Site, Sites
 from dropreg.updates import DropoutReplacement, dropout_k_loss, replace_dropout
 
@@ -24,6 +25,7 @@ __all__ = [
     "Law",
     "LockedDropout",
     "Loss",
+    "NoisyLoss",
     "Probe",
     "Site",
     "Sites",

@@ -25,7 +25,17 @@ def clean(site: Site) -> None:
 
 
 class NoisyLoss:
-    """A model's mean loss on one batch, for any noise at its sites."""
+    r"""A model's mean loss on one batch, :math:`\ell(\theta;\, \eta)`, for any noise at its sites.
+
+    Attributes:
+        output: What the model returned in the last pass.
+
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
+    >>> loss = NoisyLoss(model, torch.randn(3, 4), "cross_entropy", torch.tensor([0, 1, 0]))
+    >>> probe = Probe("rademacher")
+    >>> at_full_strength, mirrored = loss(probe.at(1.0)), loss(probe.at(-1.0))
+    >>> clean_loss = loss(lambda site: None)
+    """
 
     def __init__(
         self,
@@ -78,12 +88,30 @@ class NoisyLoss:
         return find_logits(self.output), sites
 
     def __call__(self, noise: Noise, *, update_buffers: bool = False) -> Tensor:
-        """The mean loss under the noise, a scalar; arguments as for `logits`."""
+        """The mean loss under a noise.
+
+        Args:
+            noise: The noise of each site.
+            update_buffers: Whether batch-norm statistics and the like may change.
+
+        Returns:
+            A scalar.
+        """
         logits, _ = self.logits(noise, update_buffers=update_buffers)
         return self.mean(logits)
 
     def mean(self, logits: Tensor) -> Tensor:
-        """The mean loss of given logits, a scalar."""
+        """The mean loss of given logits.
+
+        Args:
+            logits: Logits of this batch, (..., C).
+
+        Returns:
+            A scalar.
+
+        Raises:
+            InputError: If there are no targets, or they do not fit.
+        """
         if self.targets is None:
             raise InputError("the loss needs targets.")
         return self.criterion.mean(logits, self.targets)
