@@ -47,10 +47,17 @@ def implicit_noise(
 ) -> Tensor:
     r"""A scalar whose gradient in the parameters is one draw of dropout's gradient noise.
 
-    "analytic" and "central" give :math:`\xi_{approx} = \nabla_\theta \sum_i \langle
-    \partial\ell/\partial h_i,\ \eta_i \odot h_i \rangle`; "dropout_pair" gives
-    :math:`\tilde\xi_{drop} = (\nabla\ell(F(x,\eta^1)) - \nabla\ell(F(x,\eta^2)))/\sqrt 2`, which
-    has the covariance of dropout's own noise (Section 3.1). With Dropout_k, add it times
+    "analytic" and "central" give the slope of the loss along the noise,
+
+    .. math:: \xi_{approx} = \nabla_\theta \sum_i \langle
+              \partial\ell/\partial h_i,\ \eta_i \odot h_i \rangle ,
+
+    and "dropout_pair" gives
+
+    .. math:: \tilde\xi_{drop} = \tfrac{1}{\sqrt 2}
+              (\nabla\ell(F(x,\eta^1)) - \nabla\ell(F(x,\eta^2))) ,
+
+    which has the covariance of dropout's own noise (Section 3.1). With Dropout_k, add it times
     :math:`\sqrt{1 - 1/k}`.
 
     Args:
