@@ -88,7 +88,7 @@ def cache_name(notebook: Any, surroundings: str) -> str:
 def execute(notebook: Any, folder: Path, kept: Path) -> float:
     """Execute a notebook in its folder, keep the result whole, return the seconds it took."""
     start = time.perf_counter()
-    nbclient.NotebookClient(
+    client = nbclient.NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
@@ -97,7 +97,12 @@ def execute(notebook: Any, folder: Path, kept: Path) -> float:
         # Else every kernel warns that it talks over TCP, as all kernels do.
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(folder)}},
-    ).execute()
+    )
+    try:
+        client.execute()
+    except RuntimeError as error:  # of the kernel, not of a cell: two may be given the same port
+        print(f"    once more, as the kernel failed: {error}", flush=True)
+        client.execute()
     half_written = kept.with_suffix(".part")
     nbformat.write(notebook, half_written)
     half_written.rename(kept)

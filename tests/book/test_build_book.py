@@ -1,5 +1,7 @@
 """The build's cache: keyed on all that an output depends on, and on nothing else."""
 
+import textwrap
+
 import build_book
 import nbformat
 import pytest
@@ -64,6 +66,19 @@ def test_outputs_are_not_stored_over_an_edit(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"chapter\.ipynb was edited"):
         build_book.store({path: notebook(code="as it ran")})
     assert build_book.code_of(nbformat.read(path, as_version=4)) == ["edited"]
+
+
+def test_a_kernel_that_dies_gets_a_second_chance(tmp_path):
+    code = """
+    import os, pathlib
+    first = not pathlib.Path("seen").exists()
+    pathlib.Path("seen").touch()
+    if first:
+        os._exit(1)
+    """
+    kept = tmp_path / "kept.ipynb"
+    build_book.execute(notebook(code=textwrap.dedent(code)), tmp_path, kept)
+    assert kept.exists()
 
 
 def test_outputs_land_in_their_cells_and_noise_goes():
