@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from dropreg.errors import InputError, NeverSupportedError, NotYetSupportedError
+from dropreg.kernels import without_gradients
 from dropreg.noise import Probe
 from dropreg.sites import (
     Control,
@@ -117,7 +118,7 @@ def _audit(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         with control:
             return find_logits(model(*args, **kwargs)).clone()  # the next pass may write to it
 
-    with torch.no_grad(), torch.random.fork_rng(devices=cuda):
+    with without_gradients(), torch.random.fork_rng(devices=cuda):
         control = Control(lambda site: None, tracker=tracker)
         operations = _Operations(control, tracker)
         with scratch_buffers(model) as changed, tracker.tracking(), operations:

@@ -14,6 +14,22 @@ from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
+def without_gradients() -> Iterator[None]:
+    """`torch.no_grad` that leaves nothing behind.
+
+    Autocast keeps its casts of the weights for the passes to come. PyTorch 2.6 keeps those made
+    without gradients too, and then no gradient reaches the weights.
+    """
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextmanager
 def full_precision() -> Iterator[None]:
     """Switch TF32 off: its 10 bits of mantissa would drown a small difference."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dropreg.errors import InputError
 from dropreg.implicit import implicit_noise
+from dropreg.kernels import without_gradients
 from dropreg.losses import Loss
 from dropreg.noise import Law, Probe
 from dropreg.objective import DEFAULT_STEP, NoisyLoss, clean
@@ -73,7 +74,7 @@ def measure_explicit(
     """
     _require_two(mc_samples)
     objective = NoisyLoss(model, inputs, loss, targets)
-    with torch.no_grad():
+    with without_gradients():
         base = objective(clean)
         draws = [objective(Probe(distribution, generator).at(1.0)) for _ in range(mc_samples)]
         effect = torch.stack(draws).double() - base.double()
