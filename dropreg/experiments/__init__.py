@@ -1,0 +1,35 @@
+"""The paper's experiments: declared once, run at three sizes, recorded with their provenance.
+
+`Rule` and `Step` are the update rules, for any training loop. `EXPERIMENTS` are the declarations,
+which the command line ``dropreg`` runs. `load_record` and `Comparison` read what was measured. All
+of it needs the extra `dropreg[book]`.
+"""
+
+from dropreg.experiments.catalog import EXPERIMENTS, Arm, Experiment, Run, experiment
+from dropreg.experiments.records import Record, RecordError
+from dropreg.experiments.rules import GradientNoise, Objective, Rule, Step
+from dropreg.experiments.runner import Store
+from dropreg.experiments.tasks import TASKS, Setting, Size, Task
+from dropreg.experiments.training import Progress, evaluate, train
+
+__all__ = [
+    "EXPERIMENTS",
+    "TASKS",
+    "Arm",
+    "Experiment",
+    "GradientNoise",
+    "Objective",
+    "Progress",
+    "Record",
+    "RecordError",
+    "Rule",
+    "Run",
+    "Setting",
+    "Size",
+    "Step",
+    "Store",
+    "Task",
+    "evaluate",
+    "experiment",
+    "train",
+]
