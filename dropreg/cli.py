@@ -7,8 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dropreg.errors import DropregError, InputError
+
+if TYPE_CHECKING:
+    from dropreg.experiments.runner import Order, Store
 
 DESCRIPTION = """\
 The experiments of the book on dropout's two effects. Results are written to ./results, one file a
@@ -63,12 +67,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("names", nargs="*", metavar="NAME", help="experiments, in this order")
     run.add_argument("--size", choices=sizes, help="default: small")
     run.add_argument("--queue", choices=sizes, metavar="SIZE", help="all that is pending at a size")
-    run.add_argument("--seeds", type=_seeds, help="only these, e.g. 0,1,2")
+    run.add_argument("--seeds", type=_seeds, help="e.g. 0,1,2; default: as declared")
     training(run)
     resume = command("resume", _resume, "go on with the runs that have begun")
     training(resume)
     status = command("status", _status, "show what is done")
     status.add_argument("--size", choices=sizes, help="default: all sizes")
+    report = command("report", _report, "compare the arms, and judge the paper's claims")
+    report.add_argument("--size", choices=sizes, default="small", help="default: small")
     return parser
 
 
@@ -119,12 +125,12 @@ def _resume(options: argparse.Namespace) -> int:
     return _work(options, [Order(list(EXPERIMENTS), size, begun=True) for size in Size])
 
 
-def _work(options: argparse.Namespace, orders: Sequence[object]) -> int:
+def _work(options: argparse.Namespace, orders: Sequence[Order]) -> int:
     import time
 
     import torch
 
-    from dropreg.experiments.runner import Order, run_all
+    from dropreg.experiments.runner import run_all
 
     device = options.device
     if device == "auto":
@@ -135,7 +141,6 @@ def _work(options: argparse.Namespace, orders: Sequence[object]) -> int:
         raise InputError(f"--device {device} cannot be used here: {error}") from error
     started, well = time.monotonic(), True
     for order in orders:
-        assert isinstance(order, Order)
         left = options.max_minutes
         if left is not None:
             left -= (time.monotonic() - started) / 60
@@ -165,7 +170,15 @@ def _status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _store(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+def _report(options: argparse.Namespace) -> int:
+    from dropreg.experiments.ledger import report
+    from dropreg.experiments.tasks import Size
+
+    print(report(Size(options.size), _store(options)))
+    return 0
+
+
+def _store(options: argparse.Namespace) -> Store:
     from dropreg.experiments.runner import Store
 
     return Store(options.results, options.work)

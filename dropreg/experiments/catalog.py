@@ -124,10 +124,11 @@ class Arm:
         finished = [(record.best, rule.strength, rule) for record, rule in ended if record.finished]
         return min(finished)[2] if finished and len(ended) == len(tried) else None
 
-    def runs(self, size: Size, lookup: Lookup) -> list[Run]:
-        """The runs for each seed; none as long as the strength is not chosen."""
+    def runs(self, size: Size, lookup: Lookup, seeds: Sequence[int] | None = None) -> list[Run]:
+        """The runs for each seed, declared or given; none as long as no strength is chosen."""
         rule = self.chosen(size, lookup)
-        return [] if rule is None else [self._run(size, seed, rule) for seed in self.seeds]
+        chosen = self.seeds if seeds is None else seeds
+        return [] if rule is None else [self._run(size, seed, rule) for seed in chosen]
 
 
 @dataclass(frozen=True)
@@ -146,18 +147,19 @@ class Experiment:
     source: str
     arms: Mapping[str, Arm]
 
-    def runs(self, size: Size, lookup: Lookup) -> Iterator[Run]:
+    def runs(self, size: Size, lookup: Lookup, seeds: Sequence[int] | None = None) -> Iterator[Run]:
         """All runs that are known so far: tuning first, then seed by seed.
 
         Args:
             size: Size.
             lookup: Finds the ended runs, which decide what is tuned.
+            seeds: Seeds in place of those that are declared; tuning has its own.
 
         Yields:
             The runs, each once.
         """
         seen: set[str] = set()
-        by_arm = [arm.runs(size, lookup) for arm in self.arms.values()]
+        by_arm = [arm.runs(size, lookup, seeds) for arm in self.arms.values()]
         in_order = [run for arm in self.arms.values() for run in arm.tuning(size)]
         in_order += sorted((run for runs in by_arm for run in runs), key=lambda run: run.seed)
         for run in in_order:

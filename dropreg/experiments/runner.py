@@ -93,7 +93,7 @@ class Order:
     Attributes:
         names: Names of experiments, in this order.
         size: Their size.
-        seeds: Only these seeds; all that are declared if None. What is tuned is tuned all the same.
+        seeds: These seeds in place of those that are declared, which are what the ledger counts.
         begun: Only runs that have a checkpoint.
     """
 
@@ -113,15 +113,8 @@ class Order:
         """
         seen: set[str] = set()
         for name in self.names:
-            experiment = EXPERIMENTS[name]
-            tuning = {run.name for arm in experiment.arms.values() for run in arm.tuning(self.size)}
-            for run in experiment.runs(self.size, store.lookup):
-                wanted = self.seeds is None or run.seed in self.seeds or run.name in tuning
-                if (
-                    not wanted
-                    or run.name in seen
-                    or (self.begun and not store.checkpoint(run).exists())
-                ):
+            for run in EXPERIMENTS[name].runs(self.size, store.lookup, self.seeds):
+                if run.name in seen or (self.begun and not store.checkpoint(run).exists()):
                     continue
                 seen.add(run.name)
                 yield run
