@@ -17,7 +17,7 @@ DRAWS = 1500
 
 
 class Network(nn.Module):
-    """One word in, one word out, dropout on three units; the state is what the dropout passes on."""
+    """One word in, one word out, dropout on three units, which are the state as well."""
 
     def __init__(self):
         super().__init__()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from dropreg import cli
-from dropreg.errors import DataError, InputError
+from dropreg.errors import DataError
 from dropreg.experiments import EXPERIMENTS, TASKS, Record, RecordError, Rule, Run, Size, Store
 from dropreg.experiments.catalog import Arm
 from dropreg.experiments.records import read_record, results_folder, write_whole
