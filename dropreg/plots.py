@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import ArrayLike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from dropreg.experiments.ledger import Row
 
 COLORS = {
     "none": "#6b6b6b",
@@ -106,3 +109,49 @@ def band(
         va="center",
         color=COLORS[name],
     )
+
+
+def learning_curves(
+    axes: Axes, rows: Mapping[str, Row], colors: Mapping[str, str], *, top: float | None = None
+) -> None:
+    """Draw validation perplexity over the epochs, one band for each arm of an experiment.
+
+    Labels stand at the right ends, moved apart where they would touch.
+
+    Args:
+        axes: Where to draw.
+        rows: For each label an arm with at least 3 finished runs.
+        colors: For each label a key of `COLORS`; arms of one colour get lighter in their order.
+        top: Upper end of the perplexities shown; what lies above leaves the figure.
+    """
+    from matplotlib.colors import to_rgb
+
+    from dropreg.experiments.ledger import curve
+
+    ends: list[tuple[float, str, tuple[float, ...]]] = []
+    last = 0.0
+    for label, row in rows.items():
+        same = [other for other in rows if colors[other] == colors[label]]
+        share = 0.6 * same.index(label) / max(1, len(same) - 1)
+        color = tuple(c + share * (1 - c) for c in to_rgb(COLORS[colors[label]]))
+        epochs, perplexities = curve(row)
+        mean, half = interval(perplexities)
+        axes.plot(epochs, mean, color=color)
+        axes.fill_between(epochs, mean - half, mean + half, color=color, alpha=0.15, lw=0)
+        ends.append((float(mean[-1]), label, to_rgb(COLORS[colors[label]])))
+        last = float(epochs[-1])
+    axes.set(xlabel="epoch", ylabel="validation perplexity", ylim=(None, top))
+    low, high = axes.get_ylim()
+    gap = 0.065 * (high - low)
+    place = low
+    for value, label, color in sorted(ends):
+        place = max(min(value, high), place + gap)
+        axes.annotate(
+            label if value <= high else f"{label} (to {value:.0f})",
+            (last, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            annotation_clip=False,
+        )

@@ -1,8 +1,8 @@
 """The paper's experiments: declared once, run at three sizes, recorded with their provenance.
 
 `Rule` and `Step` are the update rules, for any training loop. `EXPERIMENTS` are the declarations,
-which the command line ``dropreg`` runs. `load_record` and `Comparison` read what was measured. All
-of it needs the extra `dropreg[book]`.
+which the command line ``dropreg`` runs. `dropreg.experiments.ledger` compares what was measured.
+All of it needs the extra `dropreg[book]`.
 """
 
 from dropreg.experiments.catalog import EXPERIMENTS, Arm, Experiment, Run, experiment

@@ -96,7 +96,7 @@ class Arm:
         q: Dropout probability; the task's if None.
         changes: Changes of the task's setting.
         strengths: If any, the one with the lowest validation perplexity of any epoch on
-            `TUNING_SEED` is taken.
+            `TUNING_SEED`, without noise, is taken.
         seeds: Seeds.
     """
 
@@ -112,7 +112,8 @@ class Arm:
 
     def tuning(self, size: Size) -> list[Run]:
         """The runs by which the strength is chosen."""
-        rules = [dataclasses.replace(self.rule, strength=s) for s in self.strengths]
+        quiet = Rule(self.rule.objective, method=self.rule.method)
+        rules = [dataclasses.replace(quiet, strength=s) for s in self.strengths]
         return [self._run(size, TUNING_SEED, rule) for rule in rules]
 
     def chosen(self, size: Size, lookup: Lookup) -> Rule | None:
@@ -121,8 +122,10 @@ class Arm:
             return self.rule
         tried = [(lookup(run), run.rule) for run in self.tuning(size)]
         ended = [(record, rule) for record, rule in tried if record is not None]
-        finished = [(record.best, rule.strength, rule) for record, rule in ended if record.finished]
-        return min(finished)[2] if finished and len(ended) == len(tried) else None
+        finished = [(record.best, rule.strength) for record, rule in ended if record.finished]
+        if not finished or len(ended) < len(tried):
+            return None
+        return dataclasses.replace(self.rule, strength=min(finished)[1])
 
     def runs(self, size: Size, lookup: Lookup, seeds: Sequence[int] | None = None) -> list[Run]:
         """The runs for each seed, declared or given; none as long as no strength is chosen."""

@@ -2,7 +2,7 @@ r"""The reproduction ledger: each claim of the paper, and what our recorded runs
 
 A claim is a comparison of two arms of an experiment. Both are trained from the same initial weights
 on the same windows at the same seed, so a difference is taken seed by seed: the log ratio of the
-two validation perplexities, shown in percent, with the 95 % interval of Student's t over the seeds.
+two validation perplexities, with the 95 % interval of Student's t over the seeds, shown in percent.
 
 The rule of the verdict: a claim that one arm is better or worse is **reproduced** if the interval
 lies on its side of zero and **contradicted** if it lies on the other. A claim that two arms agree
@@ -97,23 +97,29 @@ class Finding:
         claim: The claim.
         size: Size of the runs.
         epoch: Which epoch's perplexity.
-        percent: For each seed how much higher the first arm's perplexity is, in percent.
+        logs: For each seed the log of the first arm's perplexity over the second's.
         verdict: By the rule of this module.
     """
 
     claim: Claim
     size: Size
     epoch: Epoch
-    percent: Mapping[int, float]
+    logs: Mapping[int, float]
     verdict: Verdict
 
     @property
+    def percent(self) -> tuple[float, float, float]:
+        """How much higher the first perplexity is: mean, and both ends of the interval."""
+        mean, half = interval(list(self.logs.values()))
+        center, low, high = (100 * math.expm1(x) for x in (mean, mean - half, mean + half))
+        return center, low, high
+
+    @property
     def summary(self) -> str:
-        """Mean and interval of the difference, and the number of seeds."""
-        if len(self.percent) < FEWEST:
-            return "" if not self.percent else _one_by_one(list(self.percent.values()), "{:+.1f} %")
-        mean, half = interval(list(self.percent.values()))
-        return f"{mean:+.1f} ± {half:.1f} %, n = {len(self.percent)}"
+        """The difference in percent with its interval, and the number of seeds."""
+        if len(self.logs) < FEWEST:
+            return _one_by_one([100 * math.expm1(x) for x in self.logs.values()], "{:+.1f} %")
+        return "{:+.1f} % ({:+.1f} to {:+.1f}), n = {}".format(*self.percent, len(self.logs))
 
 
 @dataclass(frozen=True)
@@ -188,8 +194,7 @@ def judge(claim: Claim, size: Size, store: Store, epoch: Epoch = Epoch.BEST) -> 
     by_name = {row.arm: row for row in rows(EXPERIMENTS[claim.experiment], size, store)}
     first, second = (by_name[arm].perplexities(epoch) for arm in (claim.first, claim.second))
     logs = {seed: math.log(first[seed] / second[seed]) for seed in first if seed in second}
-    percent = {seed: 100 * math.expm1(log) for seed, log in logs.items()}
-    return Finding(claim, size, epoch, percent, verdict(list(logs.values()), claim))
+    return Finding(claim, size, epoch, logs, verdict(list(logs.values()), claim))
 
 
 def verdict(logs: Sequence[float], claim: Claim) -> Verdict:

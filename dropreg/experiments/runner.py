@@ -296,7 +296,7 @@ class _Display:
                 position=i,
                 leave=False,
                 disable=not sys.stderr.isatty(),
-                bar_format="{desc} {percentage:3.0f}%|{bar:20}| {remaining} left {postfix}",
+                bar_format="{desc} {percentage:3.0f}%|{bar:20}| {remaining} left{postfix}",
             )
             for i in range(jobs)
         ]

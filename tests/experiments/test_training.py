@@ -316,6 +316,22 @@ def test_tuning_uses_a_seed_of_its_own_and_then_the_best_strength(store):
     assert {run.seed for run in arm.tuning(TINY)}.isdisjoint(run.seed for run in runs)
 
 
+def test_a_strength_is_tuned_without_the_noise_and_kept_with_it():
+    arms = EXPERIMENTS["ingredients"].arms
+    quiet, noisy = arms["identity"], arms["identity + xi_approx"]
+    assert noisy.tuning(TINY) == quiet.tuning(TINY)
+    perplexities = dict(zip((run.name for run in quiet.tuning(TINY)), (3, 2, 1, 4), strict=True))
+
+    def lookup(run):
+        rows = [{"epoch": 1, "valid_perplexity": perplexities[run.name]}]
+        return Record(run.name, run.config, "finished", [], rows, {})
+
+    assert quiet.chosen(TINY, lookup) == Rule("explicit", method="identity", strength=1e-2)
+    assert noisy.chosen(TINY, lookup) == Rule(
+        "explicit", "analytic", method="identity", strength=1e-2
+    )
+
+
 def test_a_diverged_strength_is_not_chosen(store):
     arm = Arm("lstm", Rule("l2"), strengths=(1e-4, 1e-2))
     for run, status in zip(arm.tuning(TINY), ("finished", "diverged: epoch 2"), strict=True):
