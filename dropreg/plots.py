@@ -128,8 +128,7 @@ def learning_curves(
 
     from dropreg.experiments.ledger import curve
 
-    ends: list[tuple[float, str, tuple[float, ...]]] = []
-    last = 0.0
+    ends = []
     for label, row in rows.items():
         same = [other for other in rows if colors[other] == colors[label]]
         share = 0.6 * same.index(label) / max(1, len(same) - 1)
@@ -137,21 +136,22 @@ def learning_curves(
         epochs, perplexities = curve(row)
         mean, half = interval(perplexities)
         axes.plot(epochs, mean, color=color)
-        axes.fill_between(epochs, mean - half, mean + half, color=color, alpha=0.15, lw=0)
-        ends.append((float(mean[-1]), label, to_rgb(COLORS[colors[label]])))
-        last = float(epochs[-1])
-    axes.set(xlabel="epoch", ylabel="validation perplexity", ylim=(None, top))
-    low, high = axes.get_ylim()
-    gap = 0.065 * (high - low)
-    place = low
-    for value, label, color in sorted(ends):
-        place = max(min(value, high), place + gap)
+        axes.fill_between(epochs, mean - half, mean + half, color=color, alpha=0.12, lw=0)
+        ends.append((float(mean[-1]), float(mean.min()), label, color, COLORS[colors[label]]))
+    low = 0.97 * min(lowest for _, lowest, *_ in ends)
+    axes.set(xlabel="epoch", ylabel="validation perplexity", ylim=(low, top))
+    high = axes.get_ylim()[1]
+    last, pad = float(epochs[-1]), 0.05 * float(epochs[-1])
+    place = -np.inf
+    for value, _, label, color, text_color in sorted(ends):
+        place = max(min(value, high), place + 0.065 * (high - low))
+        # A short line leads from the curve's end to its label; text keeps the full, darker colour.
         axes.annotate(
             label if value <= high else f"{label} (to {value:.0f})",
-            (last, place),
-            xytext=(4, 0),
-            textcoords="offset points",
+            (last, min(value, high)),
+            xytext=(last + pad, place),
             va="center",
-            color=color,
+            color=text_color,
+            arrowprops={"arrowstyle": "-", "color": color, "lw": 1.5},
             annotation_clip=False,
         )
