@@ -246,9 +246,10 @@ def replace_dropout(
         method: "central" takes both effects from two ordinary passes close to the clean network.
             "even_odd" takes them from two passes at full strength: then the even part of the noisy
             loss stands for loss plus explicit effect, with all its orders, and the odd part is the
-            noise, with all its odd orders; it also works in half precision. Any other
-            `ExplicitMethod` computes the explicit effect by itself, and the noise by a double
-            backward, as the paper does. The book's table of methods compares them.
+            noise, with all its odd orders; it also works in half precision. Keep `explicit` between
+            0 and 1 there: beyond 1 the clean loss has a negative weight, and training can run away.
+            Any other `ExplicitMethod` computes the explicit effect by itself, and the noise by a
+            double backward, as the paper does. The book's table of methods compares them.
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         distribution: Law of the noise; Rademacher if None.
         step: Strength of the probe in "central"; see `dropreg.objective.DEFAULT_STEP`.

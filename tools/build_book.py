@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import equations
 import nbclient
 import nbformat
 import yaml
@@ -182,6 +183,8 @@ def stage(notebooks: dict[Path, Any]) -> Path:
     for path, notebook in notebooks.items():
         nbformat.write(notebook, source / path.relative_to(ROOT))
     (source / LANDING_FIGURE).write_bytes(landing_figure(notebooks))
+    by_page = {path.relative_to(ROOT): notebook for path, notebook in notebooks.items()}
+    (source / f"{equations.PAGE}.md").write_text(equations.index(by_page), "utf-8")
     return source
 
 

@@ -139,7 +139,7 @@ class Row:
     def perplexities(self, epoch: Epoch) -> dict[int, float]:
         """Validation perplexity of each run that did not diverge."""
         return {
-            seed: record.best if epoch is Epoch.BEST else record.last
+            seed: record.best if Epoch(epoch) is Epoch.BEST else record.last
             for seed, record in self.records.items()
             if record.finished
         }

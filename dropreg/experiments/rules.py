@@ -72,8 +72,9 @@ class Rule:
         noise: What is added to it.
         k: Number of masks of "dropout_k".
         strength: Factor on the regularizer of "l2" and "explicit"; 1 is dropout's own.
-        method: How "explicit" computes its regularizer. With "central" the analytic noise comes
-            from the same two passes; with any other method, by a double backward.
+        method: How "explicit" computes its regularizer. Its analytic noise is a central difference,
+            with "central" from the same two passes; only with "sampled_labels", the published way,
+            it is a double backward, as published.
         noise_scale: Factor on the noise. If None the paper's: sqrt(1 - 1/k) for "dropout_k", which
             brings the covariance back to that of a single mask, and else 1.
     """

@@ -1,8 +1,10 @@
 """The committed notebooks: executed, current, and readable in Colab as they are."""
 
 import re
+from pathlib import Path
 
 import build_book
+import equations
 import nbformat
 import pytest
 import yaml
@@ -104,6 +106,32 @@ def test_equation_numbers_are_unique_and_in_order(notebook):
     assert len(tags) == len(set(tags))
     numbers = [int(tag) for tag in tags if tag.isdigit()]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_every_numbered_equation_is_checked(notebook):
+    assert not equations.unchecked(notebook)
+    for cell in notebook.cells:
+        if "checks" in cell.metadata:
+            assert cell.cell_type == "code"
+            assert "nbval-check-output" in cell.metadata.get("tags", []), cell.source
+            assert set(cell.metadata["checks"]) <= set(equations.equations(notebook)), cell.source
+
+
+def test_the_index_shows_each_equation_with_what_its_check_printed():
+    checked = nbformat.v4.new_code_cell(metadata={"checks": [1, 2]})
+    checked.outputs = [nbformat.v4.new_output("stream", text="both: True\n")]
+    once_more = nbformat.v4.new_code_cell(metadata={"checks": [2]})
+    once_more.outputs = [nbformat.v4.new_output("stream", text="(2): True\n")]
+    math = "# Title\n\n$$\na = b \\tag{1}\n$$\n\ntext $c$\n\n$$\nd\n\\tag{2}\n$$ and $$e \\tag{3}$$"
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(math), checked, once_more])
+    assert equations.unchecked(page) == {3}
+    shown = equations.index({Path("book/part/page.ipynb"): page})
+    assert "There are 3 of them." in shown
+    assert shown.endswith(
+        "## [Title](../../book/part/page.ipynb)\n\n"
+        "$$\na = b \\tag{1}\n$$\n\n$$\nd\n\\tag{2}\n$$\n\n"
+        "```text\nboth: True\n```\n\nAnd once more (2):\n\n```text\n(2): True\n```\n"
+    )
 
 
 def test_every_figure_says_what_it_shows(notebook):
