@@ -110,9 +110,7 @@ class Finding:
     @property
     def percent(self) -> tuple[float, float, float]:
         """How much higher the first perplexity is: mean, and both ends of the interval."""
-        mean, half = interval(list(self.logs.values()))
-        center, low, high = (100 * math.expm1(x) for x in (mean, mean - half, mean + half))
-        return center, low, high
+        return percent(list(self.logs.values()))
 
     @property
     def summary(self) -> str:
@@ -120,6 +118,23 @@ class Finding:
         if len(self.logs) < FEWEST:
             return _one_by_one([100 * math.expm1(x) for x in self.logs.values()], "{:+.1f} %")
         return "{:+.1f} % ({:+.1f} to {:+.1f}), n = {}".format(*self.percent, len(self.logs))
+
+
+def percent(logs: Sequence[float]) -> tuple[float, float, float]:
+    """Log ratios as a difference in percent.
+
+    Args:
+        logs: For each seed the log of one perplexity over another, at least 3.
+
+    Returns:
+        By how many percent the first is higher: of the mean, and of both ends of its 95 % interval.
+
+    >>> print("{:.1f} ({:.1f} to {:.1f})".format(*percent([0.01, 0.02, 0.03])))
+    2.0 (-0.5 to 4.6)
+    """
+    mean, half = interval(logs)
+    center, low, high = (100 * math.expm1(x) for x in (mean, mean - half, mean + half))
+    return center, low, high
 
 
 @dataclass(frozen=True)
