@@ -144,7 +144,7 @@ def learning_curves(
     last, pad = float(epochs[-1]), 0.05 * float(epochs[-1])
     place = -np.inf
     for value, _, label, color, text_color in sorted(ends):
-        place = max(min(value, high), place + 0.065 * (high - low))
+        place = max(min(value, high - 0.04 * (high - low)), place + 0.065 * (high - low))
         # A short line leads from the curve's end to its label; text keeps the full, darker colour.
         axes.annotate(
             label if value <= high else f"{label} (to {value:.0f})",
