@@ -159,11 +159,11 @@
       const rows = data.sequences * data.steps;
       const laws = [
         ["independent", (r, c) => `${r},${c}`, "every entry has a draw of its own"],
-        ["locked: one mask a sequence", (r, c) => `${Math.floor(r / data.steps)},${c}`,
+        ["locked, by sequence", (r, c) => `${Math.floor(r / data.steps)},${c}`,
           "a feature is dropped at every step of a sequence, or at none"],
-        ["channels share a draw", (r, c) => `${r},${Math.floor(c / data.group)}`,
+        ["shared by channel", (r, c) => `${r},${Math.floor(c / data.group)}`,
           `each row is an image, and the ${data.group} pixels of a channel go together`],
-        ["weight rows: one draw a word", (r) => data.words[r],
+        ["weight rows, by word", (r) => data.words[r],
           "a dropped row of the embedding table takes its word away wherever it stands"],
       ];
       const law = choice(figure, "mask", laws.map(([name]) => name));
@@ -260,13 +260,13 @@
       const say = words(figure);
       const at = (value) => data.strengths.indexOf(value);
       const x = scale(data.steps[0], data.steps.at(-1), 34, WIDTH - 60);
-      const [low, high] = [0.5, 50];
+      const [low, high] = [0.5, 20];
       const log = scale(Math.log(low), Math.log(high), 210, 10);
       const y = (value) => log(Math.log(Math.min(high, Math.max(low, value))));
       const path = (values) => values.map((v, i) => `${i ? "L" : "M"}${x(data.steps[i])} ${y(v).toFixed(1)}`).join("");
       const draw = () => {
         const svg = clear();
-        for (const tick of [0.5, 1, 2, 5, 10, 20, 50]) {
+        for (const tick of [0.5, 1, 2, 5, 10, 20]) {
           shape(svg, "path", { class: "grid", d: `M34 ${y(tick)}H${WIDTH - 60}` });
           shape(svg, "text", { x: 29, y: y(tick) + 4, class: "end" }, tick);
         }
