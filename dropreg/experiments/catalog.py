@@ -272,7 +272,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(
             "qrnn",
             "Does a QRNN feel the noise, and does it depend on the amount of text?",
-            "Section 5.3",
+            "QRNN experiment",
             _at_two_sizes("qrnn", "qrnn-more-text"),
         ),
         Experiment(
@@ -302,7 +302,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
         Experiment(
             "published-way",
             "Does it matter how the regularizer and the noise are computed?",
-            "Section 4.2",
+            "the authors' code",
             _arms(
                 {
                     "R_approx + xi_approx": BOTH,

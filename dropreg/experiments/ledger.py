@@ -459,7 +459,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "A QRNN with more text feels no implicit effect: 4 masks against 1.",
-        "Section 5.3",
+        "QRNN experiment",
         "",
         "qrnn",
         "Dropout_4, more text",

@@ -195,47 +195,35 @@ _WEAK = {Size.TINY: 0.2, Size.SMALL: 0.2, Size.FULL: 0.1}
 
 
 def _transformer_xl(name: str, text: Mapping[Size, Mapping[str, Any]]) -> Task:
-    return _task(
-        name,
-        TransformerXL,
-        ("p",),
-        _WEAK,
-        {"width": 64, "heads": 4, "inner": 256, "depth": 3, "memory_length": 35},
-        {
-            Size.TINY: {**TINY, **ADAM, "lr": 1e-3, **text[Size.TINY]},
-            Size.SMALL: {**SMALL, **ADAM, "corpus": "kjv", "lr": 1e-3, **text[Size.SMALL]},
-            Size.FULL: {
-                **ADAM,
-                **_WIKITEXT,
-                "batch_size": 60,
-                "length": 150,
-                "lr": 2.5e-4,
-                **text[Size.FULL],
-            },
-        },
-    )
+    small = {"width": 64, "heads": 4, "inner": 256, "depth": 3, "memory_length": 35}
+    full = {"length": 150, "lr": 2.5e-4}
+    return _at_scale(name, TransformerXL, ("p",), small, 1e-3, full, text)
 
 
 def _qrnn(name: str, text: Mapping[Size, Mapping[str, Any]]) -> Task:
-    return _task(
-        name,
-        QRNNLanguageModel,
-        ("embedding_p", "hidden_p", "output_p"),
-        _WEAK,
-        {"embedding_size": 128, "hidden_size": 128, "depth": 2},
-        {
-            Size.TINY: {**TINY, **ADAM, "lr": 1e-3, **text[Size.TINY]},
-            Size.SMALL: {**SMALL, **ADAM, "corpus": "kjv", "lr": 2e-3, **text[Size.SMALL]},
-            Size.FULL: {
-                **ADAM,
-                **_WIKITEXT,
-                "batch_size": 60,
-                "length": 140,
-                "lr": 1e-3,
-                **text[Size.FULL],
-            },
-        },
-    )
+    small = {"embedding_size": 128, "hidden_size": 128, "depth": 2}
+    full = {"length": 140, "lr": 1e-3}
+    dropout = ("embedding_p", "hidden_p", "output_p")
+    return _at_scale(name, QRNNLanguageModel, dropout, small, 2e-3, full, text)
+
+
+def _at_scale(
+    name: str,
+    model: type[Sized],
+    dropout: tuple[str, ...],
+    small: Mapping[str, int],
+    small_lr: float,
+    full: Mapping[str, Any],
+    text: Mapping[Size, Mapping[str, Any]],
+) -> Task:
+    """A task of the paper's Table 2, on one of two amounts of text."""
+    settings: dict[Size, dict[str, Any]] = {
+        Size.TINY: {**TINY, "lr": 1e-3},
+        Size.SMALL: {**SMALL, "corpus": "kjv", "lr": small_lr},
+        Size.FULL: {**_WIKITEXT, "batch_size": 60, **full},
+    }
+    by_size = {size: {**ADAM, **settings[size], **text[size]} for size in Size}
+    return _task(name, model, dropout, _WEAK, small, by_size)
 
 
 TASKS: Mapping[str, Task] = {

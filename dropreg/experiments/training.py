@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import defaultdict
@@ -148,7 +149,7 @@ def train(
                 "epochs": epochs,
                 "sessions": sessions,
             }
-            write_whole(checkpoint, lambda file, state=state: torch.save(state, file))  # type: ignore[misc]
+            write_whole(checkpoint, functools.partial(torch.save, state))
             if stop(time.perf_counter() - started) and epoch < setting.epochs:
                 return None
         final = {
