@@ -1,4 +1,4 @@
-"""Sphinx reads this to make the slides: reveal.js (bundled with sphinx-revealjs), math as in the book."""
+"""Sphinx reads this to make the slides: reveal.js by sphinx-revealjs, math as in the book."""
 
 project = "The Two Effects of Dropout"
 # tools/build_slides.py has put book/_ext, where offline_math lives, on the path.

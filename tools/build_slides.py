@@ -4,13 +4,14 @@ A slide types no number and holds no picture of its own. Its source, Markdown wi
 written as `<<` and `>>`, asks a cell of a chapter for them:
 
 - `<< figure("what/two_effects", "two_effects-09") >>`: the picture that the cell drew;
-- `<< says("apart/dropout_k", "c16", "last epoch: {} %") >>`: the number that the cell printed there, with
+- `<< says("apart/dropout_k", "c16", "last epoch: {} %") >>`: the number that it printed there, with
   its interval if it has one; `{*}` takes the rest of the line, `…` skips something;
-- `<< holds("apart/dropout_k", "c17", "last epoch: perplexity rises with k") >>`: nothing on the slide,
-  but the build fails where the cell no longer prints this, so that no sentence outlives its result;
-- `<< table("start/quickstart", "quickstart-17") >>`: the cell's table, or some of its rows and columns;
+- `<< holds("apart/dropout_k", "c17", "last epoch: perplexity rises with k") >>`: nothing on the
+  slide, but the build fails where the cell no longer prints this: no sentence outlives its result;
+- `<< table("start/quickstart", "quickstart-17") >>`: the cell's table, or some rows and columns;
 - `<< equation("derive/explicit", 5) >>`: a numbered equation, which the chapter checks;
-- `<< source("what/two_effects", "two_effects-09") >>`: the line that says where a slide has it from.
+- `<< source("what/two_effects", "two_effects-09") >>`: the line that says where a slide has it
+  from.
 
 A source that asks for what is not there stops the build, and _build/slides stays as it was.
 """
@@ -67,9 +68,7 @@ class Chapters:
 
     def figure(self, page: str, cell_id: str) -> str:
         name = f"{page.replace('/', '-')}-{cell_id}.png"
-        (self.pictures / name).write_bytes(
-            base64.b64decode(self._data(page, cell_id, "image/png"))
-        )
+        (self.pictures / name).write_bytes(base64.b64decode(self._data(page, cell_id, "image/png")))
         (alt,) = (
             cell.metadata.mystnb.image.alt
             for cell in self.notebooks[page].cells
@@ -116,9 +115,11 @@ class Chapters:
         if number not in found:
             raise Missing(f"{page} has no equation ({number})")
         body = re.sub(r"\s*\\tag\{\d+\}", "", found[number])
-        # A slide is wide, and its formulas end no sentence: join lines that were broken for a phone.
+        # A slide is wide: join lines that were broken for a phone. And it ends no sentence.
         body = re.sub(r"\s*\\\\\s*&(\s*\\(q?quad|;|,))+\s*", " ", body)
-        body = re.sub(r"^(\\begin\{aligned\}\s*&[^&\\]*(\\(?!\\)[^&\\]*)*)\\\\\s*&\s*=", r"\1=", body)
+        body = re.sub(
+            r"^(\\begin\{aligned\}\s*&[^&\\]*(\\(?!\\)[^&\\]*)*)\\\\\s*&\s*=", r"\1=", body
+        )
         body = re.sub(r"[\s,.]*((\\end\{\w+\}\s*)*)$", r"\n\1", body)
         return f"$$\n{body.strip()}\n$$"
 
@@ -135,10 +136,10 @@ class Chapters:
 
 
 def _set(text: str) -> str:
-    """Typeset what a cell printed: numbers with their intervals, minus signs, names of mathematics."""
+    """Typeset what a cell printed: numbers with intervals, minus signs, names of mathematics."""
     text = re.sub(r"(?<!\w)-(?=\d)", "−", text.replace(" ± ", "\xa0±\xa0"))
-    for name, tex in (("R", "R"), ("xi", r"\xi")):
-        text = re.sub(rf"\b{name}_approx", lambda _, tex=tex: rf"${tex}_{{\text{{approx}}}}$", text)
+    for name, tex in (("R", r"$R_{\\text{approx}}$"), ("xi", r"$\\xi_{\\text{approx}}$")):
+        text = re.sub(rf"\b{name}_approx", tex, text)
     return re.sub(r"\bDropout_(\d+)", r"Dropout$_{\1}$", text)
 
 

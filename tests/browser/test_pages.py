@@ -14,6 +14,8 @@ MOVING = {
     "strengths": "book/apart/even_odd.html",
     "simplex": "book/derive/explicit.html",
 }
+
+
 @pytest.mark.parametrize("address", PAGES)
 def test_page_is_complete(visit, address):
     opened = visit(address)

@@ -56,7 +56,8 @@ def test_every_slide_is_whole(visit, slides, name):
                     pictures: [...slide.querySelectorAll('img')]
                         .filter(i => i.naturalWidth === 0 || i.alt.length < 20).map(i => i.src),
                     raw: seen.filter(e => !e.closest('pre, code, mjx-container')
-                        && /[$<>{}]|\\\\[a-z(\\[]/.test([...e.childNodes].filter(n => n.nodeType === 3)
+                        && /[$<>{}]|\\\\[a-z(\\[]/.test(
+                            [...e.childNodes].filter(n => n.nodeType === 3)
                             .map(n => n.data).join(' '))).map(e => e.textContent.slice(0, 80)),
                 }; }"""
             )
@@ -78,7 +79,8 @@ def test_the_speakers_notes_open_from_the_disk(visit, slides):
     with page.expect_popup() as popup:
         page.keyboard.press("s")
     popup.value.wait_for_function(
-        "() => document.querySelector('.speaker-controls-notes .value').textContent.includes('Shift')"
+        """() => document.querySelector('.speaker-controls-notes .value')
+            .textContent.includes('Shift')"""
     )
 
 
@@ -115,7 +117,9 @@ def test_what_is_not_there_is_refused(chapters, ask, problem):
 def test_what_is_there_comes_as_it_stands(chapters):
     for cell in chapters.notebooks["start/quickstart"].cells:
         if cell.id == "quickstart-21":
-            cell.outputs = [{"output_type": "stream", "name": "stdout", "text": "less: -0.5 ± 0.1\n"}]
+            cell.outputs = [
+                {"output_type": "stream", "name": "stdout", "text": "less: -0.5 ± 0.1\n"}
+            ]
     notebook = chapters.notebooks["start/quickstart"]
     for cell in notebook.cells:
         cell.outputs = [type(notebook)(o) for o in cell.get("outputs", [])]
@@ -134,6 +138,8 @@ def test_what_is_there_comes_as_it_stands(chapters):
 def test_a_lecture_that_outlived_its_result_is_named(tmp_path):
     sources = tmp_path / "sources"
     sources.mkdir()
-    (sources / "late.md").write_text('<< holds("start/quickstart", "quickstart-21", "all is well") >>')
+    (sources / "late.md").write_text(
+        '<< holds("start/quickstart", "quickstart-21", "all is well") >>'
+    )
     with pytest.raises(build_slides.Missing, match=r"^late\.md: .*'all is well' is 0 times"):
         build_slides.stage(build_slides.stored(), tmp_path / "source", sources)
