@@ -13,7 +13,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve notebooks test lint clean
+.PHONY: help env book serve slides notebooks test lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,9 @@ book: env ## execute every notebook and render the book to _build/html
 serve: book ## build the book and serve it on this machine
 	@echo "==> http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+slides: book ## make the slides of three lectures, for _build/slides
+	@$(BIN)/python tools/build_slides.py --workers $(WORKERS)
 
 notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their outputs, to commit
 	@$(BIN)/python tools/build_book.py notebooks $(ONLY) --workers $(WORKERS)

@@ -1,0 +1,70 @@
+"""A real browser with no network."""
+
+import os
+import shutil
+from urllib.parse import urljoin
+
+import build_book
+import pytest
+from playwright.sync_api import sync_playwright
+
+HOW_TO_INSTALL = (
+    "no Chromium or Chrome found: on Debian and Ubuntu run `apt-get install chromium`; "
+    "elsewhere put one of the two on the PATH"
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    program = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    if program is None:
+        # In CI a test that did not run is a failure.
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(HOW_TO_INSTALL)
+    quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=quiet)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """One page from the disk (of the book, or anywhere), and all that went wrong on the way."""
+
+    def __init__(self, browser, address, *, width, scheme, scripts):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+            java_script_enabled=scripts,
+        )
+        self.page = context.new_page()
+        self.problems = []
+        self.page.route("**/*", self._only_local)
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("console", self._hear)
+        self.page.on("requestfailed", lambda r: self.problems.append(f"failed: {r.url}"))
+        self.page.goto(urljoin(f"{build_book.HTML.as_uri()}/", address))
+        self.page.evaluate("() => window.MathJax && MathJax.startup.promise")
+
+    def _only_local(self, route):
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            self.problems.append(f"asks the network for {route.request.url}")
+            route.abort()
+
+    def _hear(self, message):
+        if message.type == "error":
+            self.problems.append(message.text)
+
+
+@pytest.fixture
+def visit(browser):
+    visits = []
+
+    def open_page(address, *, width=1280, scheme="light", scripts=True):
+        visits.append(Visit(browser, address, width=width, scheme=scheme, scripts=scripts))
+        return visits[-1]
+
+    yield open_page
+    for each in visits:
+        each.page.context.close()
