@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import mmap
 import multiprocessing
 import statistics
 import subprocess
@@ -89,7 +90,7 @@ def _peak(build: Any, workload: Workload, device_name: str, pipe: Any) -> None:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
     step()
-    pipe.send(_status("VmHWM") - before)
+    pipe.send(max(_status("VmHWM") - before, mmap.PAGESIZE))  # it sees no less than a page
 
 
 def _forget(step: Step) -> None:

@@ -59,6 +59,22 @@ def _replaced(**options: Any) -> Any:
     return _of_loss(make)
 
 
+def _on_half(model: nn.Module, inputs: Any, targets: Tensor) -> Callable[[], Tensor]:
+    """Both effects on one half of the batch, with their mean and covariance, and none on the other.
+
+    The covariance is right where each example has a mask of its own.
+    """
+    half, share = len(targets) // 2, len(targets) // 2 / len(targets)
+    part = replace_dropout(model, explicit=1 / share, implicit=share**-0.5)
+    rest = replace_dropout(model, explicit=0, implicit=0)
+
+    def loss() -> Tensor:
+        derived = part.loss(inputs[:half], targets[:half])
+        return share * derived + (1 - share) * rest.loss(inputs[half:], targets[half:])
+
+    return loss
+
+
 def _controlled(model: nn.Module, inputs: Any, targets: Tensor) -> Callable[[], Tensor]:
     """The clean loss of a model under control: what finding and controlling sites costs."""
     return lambda: NoisyLoss(model, inputs, "cross_entropy", targets)(clean)
@@ -96,6 +112,7 @@ METHODS: Mapping[str, Callable[[Workload, torch.device], Step]] = {
     "both/jvp": _replaced(method="jvp"),
     "both/published": _replaced(method="sampled_labels"),
     "both/exact": _replaced(method="exact"),
+    "half/central": _of_loss(_on_half),
 }
 """Makes the step of each method. "published" is the published way: sampled labels, and both effects
 by double backward."""

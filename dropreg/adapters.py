@@ -134,15 +134,15 @@ def _attention(
         )
     if scale is None:
         scale = 1.0 / math.sqrt(query.shape[-1])
-    scores = query @ key.transpose(-2, -1) * scale
+    scores = (query * scale) @ key.transpose(-2, -1)
     if attn_mask is not None and type(attn_mask) is not Tensor:
         from torch.nn.attention.bias import CausalBias  # here, as it brings all of torch.compile
 
         if isinstance(attn_mask, CausalBias):
             attn_mask = attn_mask._materialize(query.device)
     if is_causal:
-        later = torch.ones(weights_shape[-2:], dtype=torch.bool, device=query.device).triu(1)
-        scores = scores.masked_fill(later, -math.inf)
+        later = scores.new_full(weights_shape[-2:], -math.inf).triu(1)
+        scores = scores + later
     if attn_mask is None:  # each query may look somewhere
         return control.apply(scores.softmax(-1), eta) @ value
     if attn_mask.dtype == torch.bool:

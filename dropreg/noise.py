@@ -97,7 +97,8 @@ def sample(
     if law is Law.BERNOULLI:
         eta = torch.where(x < p, -1.0, var)
     elif law is Law.RADEMACHER:
-        eta = torch.where(x < 0.5, -(var**0.5), var**0.5)
+        # Quicker than a choice of two: a mask is as large as the site.
+        eta = x.new_full((), var**0.5).copysign(x.sub_(0.5))
     else:
         eta = x * var**0.5
     return eta.to(device=device, dtype=dtype)

@@ -194,7 +194,10 @@ class Control(TorchFunctionMode):
     @staticmethod
     def apply(h: Tensor, eta: Tensor) -> Tensor:
         """The site's computation, h + eta * h, in the precision of h."""
-        return h * (1 + eta).to(h.dtype)  # one operation on h, and one on the way back
+        eta = eta.to(h.dtype)
+        if h.dtype.itemsize < 4:  # there 1 + eta is rounded too far for a mean of 1
+            return h + eta * h
+        return h * (1 + eta)  # one operation on h, and one on the way back
 
     def perturb(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # torch.compiler.disable, but brings no compiler
 
 from dropreg.errors import InputError
 from dropreg.explicit import ExplicitMethod, explicit_regularizer
@@ -23,7 +24,7 @@ from dropreg.objective import DEFAULT_STEP, NoisyLoss, central_logits, clean
 
 # Control of a model is Python that runs around every operation, which torch.compile cannot trace.
 # So in a compiled step it runs as it is, between two compiled parts, as PyTorch's optimizers do.
-@torch._disable_dynamo
+@_disable_dynamo
 def dropout_k_loss(
     model: nn.Module,
     inputs: Any,
@@ -142,7 +143,7 @@ class DropoutReplacement:
         self._law = None if distribution is None else Law(distribution)
         self._generator = generator
 
-    @torch._disable_dynamo
+    @_disable_dynamo
     def loss(self, inputs: Any, targets: Tensor) -> Tensor:
         """The training loss of one batch.
 

@@ -10,7 +10,10 @@ from benchmarks.workloads import WORKLOADS
 from dropreg.experiments.records import results_folder
 
 COMMITTED = sorted((results_folder() / "speed").rglob("*.json"))
-COST = ("dropout", "controlled", "dropout_2", "both/central", "both/even_odd", "both/published")
+COST = (
+    "dropout", "controlled", "dropout_2", "both/central", "both/even_odd", "both/published",
+    "half/central",
+)  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")  # of BackPACK and curvlinops
