@@ -7,6 +7,7 @@ the draws. The yardstick for the mean is the mean of all jvp draws, and of as ma
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +17,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.measure import write
-from dropreg import explicit_regularizer, implicit_noise
+from dropreg import NoisyLoss, explicit_regularizer, implicit_noise
 from dropreg.data import load_corpus, load_digits, windows
+from dropreg.losses import half_quadratic
 from dropreg.models import MLP, LSTMLanguageModel, TransformerLanguageModel, detach
-from dropreg.sites import find_logits
+from dropreg.noise import Probe, variance
+from dropreg.objective import DEFAULT_STEP, clean
+from dropreg.sites import Noise, Site, find_logits
 
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.4)
 EXPLICIT = ("jvp", "sampled_labels", "central", "even_odd", "monte_carlo")
@@ -81,6 +86,50 @@ def _train(model: nn.Module, size: str) -> tuple[Any, Tensor]:
     return (x[:4, :20], y[:4, :20]) if y.ndim > 1 else (x, y)
 
 
+class _LastLinear(TorchFunctionMode):
+    """Keeps input and weight of the last linear map that runs."""
+
+    input: Tensor
+    weight: Tensor
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.linear:
+            self.input, self.weight = args[:2]
+        return func(*args, **(kwargs or {}))
+
+
+def last_layer(model: nn.Module, x: Any) -> Tensor:
+    """R_approx of the last site alone, without sampling, if its output goes to the last linear map.
+
+    With h at the site, W the map and p the softmax it is q / (1 - q) / 2 times the sum over j of
+    h_j^2 and the variance of W's column j under p: two products with W in place of a second pass.
+    """
+    with _LastLinear() as last:
+        logits, sites = NoisyLoss(model, x, "cross_entropy").logits(clean)
+    h, weight, p = last.input, last.weight, logits.softmax(-1)
+    spread = p @ weight.square() - (p @ weight).square()
+    return 0.5 * variance(sites[-1].p) * (h.square() * spread).sum(-1).mean()
+
+
+def with_last_layer(model: nn.Module, x: Any, generator: torch.Generator) -> Tensor:
+    """The last site by its closed form, and the others by a central difference."""
+    count = len(NoisyLoss(model, x, "cross_entropy").audit.sites)
+    probe, objective = Probe("rademacher", generator), NoisyLoss(model, x, "cross_entropy")
+
+    def at(strength: float) -> Noise:
+        noise, met = probe.at(strength), iter(range(count))
+
+        def of(site: Site) -> Tensor | None:
+            eta = noise(site)
+            return None if next(met) == count - 1 else eta
+
+        return of
+
+    up, down = (objective.logits(at(s))[0] for s in (DEFAULT_STEP, -DEFAULT_STEP))
+    others = half_quadratic(objective.criterion, up, down, DEFAULT_STEP, None)
+    return others + last_layer(model, x)
+
+
 def fidelity(size: str, device: torch.device, folder: Path) -> None:
     """Measure all methods on all networks."""
     rows: list[dict[str, Any]] = []
@@ -110,6 +159,11 @@ def _rows(
     def implicit(**options: Any) -> Tensor:
         return implicit_noise(model, x, y, **options)
 
+    def part(share: float, generator: torch.Generator) -> Tensor:
+        """R_approx on some of the examples."""
+        rows = torch.randperm(len(x), generator=generator)[: max(1, int(share * len(x)))]
+        return explicit_regularizer(model, x[rows], method="central", generator=generator)
+
     methods: list[tuple[str, float | None, Any]] = [(m, None, {"method": m}) for m in EXPLICIT]
     methods += [("central", s, {"method": "central", "step": s}) for s in STEPS]
     reference, again = (
@@ -129,6 +183,24 @@ def _rows(
             "value_spread": statistics.pstdev(v for v, _, _ in found) / abs(value),
             "bias_on_same_noise": (off.norm() / yardstick.norm()).item(),
             "value_bias_on_same_noise": statistics.fmean(a[0] - b[0] for a, b in pairs) / value,
+            "cosine_of_mean": _cosine(mean, yardstick),
+            "cosine_of_one": statistics.median(_cosine(g, yardstick) for _, g, _ in found),
+            "length": _length(found) / _length(reference),
+            "seconds": statistics.median(s for _, _, s in found),
+        }  # fmt: skip
+    # No noise is the same for these: only their values and directions are compared.
+    cheaper: dict[str, Callable[[torch.Generator], Tensor]]
+    cheaper = {"half": functools.partial(part, 0.5), "quarter": functools.partial(part, 0.25)}
+    if not isinstance(model, TransformerLanguageModel):  # there a norm follows the last site
+        cheaper["last_layer"] = lambda generator: last_layer(model, x)
+        cheaper["last_layer+central"] = functools.partial(with_last_layer, model, x)
+    for method, make in cheaper.items():
+        found = [draw(make, seed) for seed in range(draws)]
+        mean = torch.stack([g for _, g, _ in found]).mean(0)
+        yield {
+            "model": name, "effect": "explicit", "method": method, "step": None, "draws": draws,
+            "value": statistics.fmean(v for v, _, _ in found), "reference": value,
+            "value_spread": statistics.pstdev(v for v, _, _ in found) / abs(value),
             "cosine_of_mean": _cosine(mean, yardstick),
             "cosine_of_one": statistics.median(_cosine(g, yardstick) for _, g, _ in found),
             "length": _length(found) / _length(reference),

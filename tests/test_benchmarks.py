@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from benchmarks.__main__ import main
+from benchmarks.fidelity import last_layer, with_last_layer
 from benchmarks.workloads import WORKLOADS
+from dropreg import explicit_regularizer
 from dropreg.experiments.records import results_folder
 
 COMMITTED = sorted((results_folder() / "speed").rglob("*.json"))
@@ -44,6 +48,26 @@ def test_fidelity_at_tiny(tmp_path: Path) -> None:
     for model in ("lstm", "transformer"):  # smooth: a short step is the derivative
         assert rows[model, "explicit", "central", 0.05]["bias_on_same_noise"] < 0.1
         assert rows[model, "implicit", "central", 0.05]["cosine_on_same_noise"] > 0.98
+
+
+def test_closed_form_of_the_last_layer_is_exact() -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3)
+    x, model = torch.randn(6, 4), nn.Sequential(*layers)
+    torch.testing.assert_close(last_layer(model, x), explicit_regularizer(model, x, method="exact"))
+
+
+def test_last_layer_and_central_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their mean is R_approx: 400 draws within four standard errors."""
+    torch.manual_seed(0)
+    layers = nn.Dropout(0.2), nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 3)
+    x, model = torch.randn(6, 4), nn.Sequential(*layers)
+    monkeypatch.setattr("benchmarks.fidelity.DEFAULT_STEP", 0.02)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        draws = torch.stack([with_last_layer(model, x, generator) for _ in range(400)])
+    off = draws.mean() - explicit_regularizer(model, x, method="exact")
+    assert abs(off) < 4 * draws.std() / 20
 
 
 def test_what_is_recorded_is_of_committed_code() -> None:
