@@ -1,0 +1,52 @@
+"""The command: ``python -m benchmarks``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks import measure, report
+from benchmarks.methods import DIAGONALS, METHODS
+from benchmarks.workloads import SIZES, WORKLOADS
+from dropreg.experiments.records import results_folder
+
+PARTS = (*WORKLOADS, "growth", "fidelity")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is asked for, and print its table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="small", help="of every workload")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
+    every = (*METHODS, *DIAGONALS)
+    parser.add_argument("--methods", nargs="+", choices=every, default=every, metavar="METHOD")
+    parser.add_argument("--rounds", type=int, default=5, help="repeats, taken in turns")
+    parser.add_argument("--results", type=Path, default=results_folder() / "speed")
+    parser.add_argument("--report", action="store_true", help="print what is recorded, run nothing")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    device = torch.device(options.device)
+    folder = options.results / options.size / device.type
+    for part in () if options.report else options.only:
+        begun = time.perf_counter()
+        if part == "growth":
+            measure.growth(options.size, device, options.rounds, folder)
+        elif part == "fidelity":
+            from benchmarks import fidelity
+
+            fidelity.fidelity(options.size, device, folder)
+        else:
+            measure.cost(
+                part, options.size, device, options.rounds, folder, options.methods
+            )
+        print(f"{part}: {time.perf_counter() - begun:.0f} s", flush=True)
+    report.report(folder)
+
+
+if __name__ == "__main__":
+    main()
