@@ -41,9 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             fidelity.fidelity(options.size, device, folder)
         else:
-            measure.cost(
-                part, options.size, device, options.rounds, folder, options.methods
-            )
+            measure.cost(part, options.size, device, options.rounds, folder, options.methods)
         print(f"{part}: {time.perf_counter() - begun:.0f} s", flush=True)
     report.report(folder)
 

@@ -71,6 +71,8 @@ def _peak(build: Any, workload: Workload, device_name: str, pipe: Any) -> None:
     """In a process of its own: the most memory that a step needs beside the model and its batch."""
     torch.set_num_threads(1)
     device = torch.device(device_name)
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD: what is freed goes back, and is not counted twice
     step = build(workload, device)
     step()  # finds the sites, and lets the libraries set themselves up
     _forget(step)
@@ -81,7 +83,7 @@ def _peak(build: Any, workload: Workload, device_name: str, pipe: Any) -> None:
         step()
         pipe.send(torch.cuda.max_memory_allocated(device) - before)
         return
-    ctypes.CDLL(None).malloc_trim(0)
+    libc.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _status("VmRSS")
     step()

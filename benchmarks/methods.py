@@ -163,5 +163,5 @@ def methods_of(name: str) -> Mapping[str, Callable[[Workload, torch.device], Ste
     """The methods that apply to a workload."""
     if name == "weight-mlp":
         return DIAGONALS
-    # "exact" takes a backward pass for each class, and in language models for each word of the batch.
+    # "exact" takes a backward pass for each class; in language models also for each word.
     return {k: v for k, v in METHODS.items() if name in ("mlp", "cnn") or not k.endswith("/exact")}

@@ -23,7 +23,8 @@ def report(folder: Path) -> None:
     for column in ("seconds", "wall", "peak"):
         table = {name: ratios(path, column) for name, path in found.items()}
         methods = list(dict.fromkeys(m for line in table.values() for m in line))
-        print(f"\n{column}, ratio to a dropout step\n" + " " * 24 + "".join(f"{n:>17}" for n in found))
+        print(f"\n{column}, ratio to a dropout step")
+        print(" " * 24 + "".join(f"{name:>17}" for name in found))
         for method in methods:
             cells = (f"{table[n][method]:17.2f}" if method in table[n] else " " * 17 for n in found)
             print(f"{method:24}" + "".join(cells))
