@@ -139,13 +139,15 @@ def _attention(
     if isinstance(attn_mask, CausalBias):
         attn_mask = attn_mask._materialize(query.device)
     if is_causal:
-        attn_mask = torch.ones(weights_shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(
-                ~attn_mask, -math.inf
-            )
-        scores = scores + attn_mask
+        later = torch.ones(weights_shape[-2:], dtype=torch.bool, device=query.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+    if attn_mask is None:  # each query may look somewhere
+        return control.apply(scores.softmax(-1), eta) @ value
+    if attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(
+            ~attn_mask, -math.inf
+        )
+    scores = scores + attn_mask
     # A query that may look nowhere attends to nothing, as in PyTorch, where a softmax gives NaN.
     nowhere = scores.isneginf().all(-1, keepdim=True)
     weights = scores.masked_fill(nowhere, 0.0).softmax(-1).masked_fill(nowhere, 0.0)

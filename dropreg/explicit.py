@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dropreg.errors import Choice, InputError
 from dropreg.kernels import differentiable_kernels
-from dropreg.losses import Loss
+from dropreg.losses import Loss, half_quadratic
 from dropreg.noise import Law, Probe, require_grad_mode, sample
 from dropreg.objective import DEFAULT_STEP, NoisyLoss, central_logits, clean
 from dropreg.sites import Site
@@ -129,26 +129,10 @@ def explicit_regularizer(
     return torch.stack(samples).mean()
 
 
-def half_quadratic(objective: NoisyLoss, up: Tensor, down: Tensor, step: float) -> Tensor:
-    r"""One sample of R_approx from an antithetic pair of logits.
-
-    Args:
-        objective: Model and batch.
-        up: Logits at :math:`+\varepsilon`.
-        down: Logits at :math:`-\varepsilon`.
-        step: The strength :math:`\varepsilon`.
-
-    Returns:
-        :math:`\tfrac12\, t^\top H_{out}\, t` with :math:`t = (F_+ - F_-) / 2\varepsilon` and
-        :math:`H_{out}` at the mean of the two, per example.
-    """
-    t = (up - down) / (2 * step)
-    return 0.5 * objective.criterion.quadratic((up + down) / 2, t, objective.targets)
-
-
 def central(objective: NoisyLoss, probe: Probe, step: float) -> Tensor:
-    """One sample of R_approx by a central difference; see `half_quadratic`."""
-    return half_quadratic(objective, *central_logits(objective, probe, step), step)
+    """One sample of R_approx by a central difference; see `dropreg.losses.half_quadratic`."""
+    up, down = central_logits(objective, probe, step)
+    return half_quadratic(objective.criterion, up, down, step, objective.targets)
 
 
 def _jvp(objective: NoisyLoss, probe: Probe) -> Tensor:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dropreg.errors import InputError
+from dropreg.fused import CrossEntropyPair, Pair
 
 
 class Loss(ABC):
@@ -73,6 +74,39 @@ class Loss(ABC):
             A scalar, differentiable in both tensors.
         """
 
+    def pair(
+        self,
+        up: Tensor,
+        down: Tensor,
+        targets: Tensor,
+        *,
+        step: float,
+        explicit: float,
+        implicit: float,
+    ) -> Pair:
+        r"""The training loss of the two effects from the logits at :math:`\pm\varepsilon`.
+
+        The mean of the two losses is the clean loss and :math:`\varepsilon^2` times the explicit
+        effect :math:`R`, and half their difference is :math:`\varepsilon` times the noise.
+
+        Args:
+            up: Logits at :math:`+\varepsilon`, (..., C).
+            down: Logits at :math:`-\varepsilon`.
+            targets: Labels.
+            step: The strength :math:`\varepsilon`.
+            explicit: Strength of the explicit effect.
+            implicit: Strength of the implicit effect.
+
+        Returns:
+            The total, differentiable, and its parts before their strengths.
+        """
+        regularizer = half_quadratic(self, up, down, step, targets)
+        loss_up, loss_down = self.mean(up, targets), self.mean(down, targets)
+        clean = (loss_up + loss_down) / 2 - step**2 * regularizer
+        noise = (loss_up - loss_down) / (2 * step)
+        total = clean + explicit * regularizer + implicit * noise
+        return Pair(total, clean.detach(), regularizer.detach(), noise.detach())
+
     @abstractmethod
     def roots(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
         r"""The columns :math:`s_j` of a square root, :math:`H_{out} = \sum_j s_j s_j^\top`.
@@ -120,6 +154,26 @@ class Loss(ABC):
             A tensor of the same shape.
         """
         return u
+
+
+def half_quadratic(
+    criterion: Loss, up: Tensor, down: Tensor, step: float, targets: Tensor | None
+) -> Tensor:
+    r"""One sample of R_approx from an antithetic pair of logits.
+
+    Args:
+        criterion: The loss.
+        up: Logits at :math:`+\varepsilon`.
+        down: Logits at :math:`-\varepsilon`.
+        step: The strength :math:`\varepsilon`.
+        targets: See `Loss`.
+
+    Returns:
+        :math:`\tfrac12\, t^\top H_{out}\, t` with :math:`t = (F_+ - F_-) / 2\varepsilon` and
+        :math:`H_{out}` at the mean of the two, per example.
+    """
+    t = (up - down) / (2 * step)
+    return 0.5 * criterion.quadratic((up + down) / 2, t, targets)
 
 
 class CrossEntropy(Loss):
@@ -171,6 +225,10 @@ class CrossEntropy(Loss):
                 f"logits of shape {tuple(logits.shape)} (classes in the last dimension), got "
                 f"{targets.dtype} of shape {tuple(targets.shape)}."
             )
+        if targets.numel():
+            low, high = (int(end) for end in targets.aminmax())
+            if low >= 0 and high < logits.shape[-1] and not low <= self.ignore_index <= high:
+                return targets.numel()
         labels = targets[targets != self.ignore_index]
         if labels.numel() == 0:
             raise InputError(
@@ -194,6 +252,23 @@ class CrossEntropy(Loss):
         if targets is not None:
             per_term = per_term * (targets != self.ignore_index)
         return per_term.sum() / count
+
+    def pair(
+        self,
+        up: Tensor,
+        down: Tensor,
+        targets: Tensor,
+        *,
+        step: float,
+        explicit: float,
+        implicit: float,
+    ) -> Pair:
+        """The same in one sweep over the logits; see `Loss.pair` and `dropreg.fused`."""
+        count = self.count(up, targets)
+        options = (self.ignore_index, self.label_smoothing)
+        return Pair(
+            *CrossEntropyPair.apply(up, down, targets, count, step, explicit, implicit, *options)
+        )
 
     def roots(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
         r"""The C columns :math:`\sqrt{p_j}\,(e_j - p)`; see `Loss.roots`."""

@@ -112,9 +112,20 @@ class NoisyLoss:
         Raises:
             InputError: If there are no targets, or they do not fit.
         """
+        return self.criterion.mean(logits, self.require_targets())
+
+    def require_targets(self) -> Tensor:
+        """The targets.
+
+        Returns:
+            The labels.
+
+        Raises:
+            InputError: If there are none.
+        """
         if self.targets is None:
             raise InputError("the loss needs targets.")
-        return self.criterion.mean(logits, self.targets)
+        return self.targets
 
 
 DEFAULT_STEP = 0.2

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dropreg.errors import InputError
-from dropreg.explicit import ExplicitMethod, explicit_regularizer, half_quadratic
+from dropreg.explicit import ExplicitMethod, explicit_regularizer
 from dropreg.implicit import implicit_noise
 from dropreg.losses import Loss, resolve
 from dropreg.noise import Law, Probe
@@ -78,14 +78,13 @@ def dropout_k_loss(
     if chunk is None or not torch.is_grad_enabled():
         return masks(0, k)
     params = [p for p in model.parameters() if p.requires_grad]
-    total, grads = torch.zeros(()), [torch.zeros_like(p) for p in params]
+    total, grads = torch.zeros(()), list[Tensor]()
     for start in range(0, k, chunk):
         share = masks(start, min(start + chunk, k))
         total = total.to(share) + share.detach()
-        for grad, new in zip(
-            grads, torch.autograd.grad(share, params, materialize_grads=True), strict=True
-        ):
-            grad += new
+        new = torch.autograd.grad(share, params, materialize_grads=True)
+        grads = [*map(torch.Tensor.add_, grads, new)] if grads else list(new)
+        del new
     return _WithGradients.apply(total, grads, *params)
 
 
@@ -155,11 +154,11 @@ class DropoutReplacement:
             LogitsError: If the output is not floating-point logits, or holds NaN.
         """
         objective = NoisyLoss(self.model, inputs, self._criterion, targets)
+        if self._method is ExplicitMethod.CENTRAL and (self.explicit or self.implicit):
+            return self._central(objective)
         if self.explicit == 0 and self.implicit == 0:
             parts = {"clean": objective(clean, update_buffers=True)}
             self.output = objective.output
-        elif self._method is ExplicitMethod.CENTRAL:
-            parts = self._central(objective)
         elif self._method is ExplicitMethod.EVEN_ODD:
             parts = self._even_odd(objective)
         else:
@@ -173,20 +172,16 @@ class DropoutReplacement:
     def _probe(self) -> Probe:
         return Probe(self._law or Law.RADEMACHER, self._generator)
 
-    def _central(self, objective: NoisyLoss) -> dict[str, Tensor]:
+    def _central(self, objective: NoisyLoss) -> Tensor:
         """Both effects from a short antithetic pair."""
-        step = self._step
+        step, targets = self._step, objective.require_targets()
         up, down = central_logits(objective, self._probe(), step, update_buffers=True)
         self.output = objective.output
-        loss_up, loss_down = objective.mean(up), objective.mean(down)
-        regularizer = half_quadratic(objective, up, down, step)
-        # The mean of the two is the clean loss and step^2 times the explicit effect.
-        parts = {"clean": (loss_up + loss_down) / 2 - step**2 * regularizer}
-        if self.explicit != 0:
-            parts["explicit"] = regularizer
-        if self.implicit != 0:
-            parts["implicit"] = (loss_up - loss_down) / (2 * step)
-        return parts
+        strengths = {"explicit": self.explicit, "implicit": self.implicit}
+        pair = self._criterion.pair(up, down, targets, step=step, **strengths)
+        self.parts = {"clean": pair.clean}
+        self.parts |= {name: getattr(pair, name) for name, s in strengths.items() if s != 0}
+        return pair.total
 
     def _even_odd(self, objective: NoisyLoss) -> dict[str, Tensor]:
         """Both effects from an antithetic pair at full strength."""
