@@ -25,8 +25,8 @@ from dropreg.sites import find_logits
 
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.4)
 EXPLICIT = ("jvp", "sampled_labels", "central", "even_odd", "monte_carlo")
-DRAWS = {"tiny": 3, "small": 60, "full": 300}
-EPOCHS = {"tiny": 1, "small": 6, "full": 20}
+DRAWS = {"tiny": 2, "small": 30, "full": 300}
+EPOCHS = {"tiny": 1, "small": 4, "full": 20}
 
 
 def _batches(model: nn.Module, size: str) -> Iterator[tuple[Any, Tensor]]:

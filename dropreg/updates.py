@@ -21,6 +21,9 @@ from dropreg.noise import Law, Probe
 from dropreg.objective import DEFAULT_STEP, NoisyLoss, central_logits, clean
 
 
+# Control of a model is Python that runs around every operation, which torch.compile cannot trace: in
+# a compiled step it runs as it is, between two compiled parts. PyTorch's optimizers do the same.
+@torch._disable_dynamo
 def dropout_k_loss(
     model: nn.Module,
     inputs: Any,
@@ -99,7 +102,10 @@ class _WithGradients(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(grad_output * grad for grad in ctx.grads)
+        grads, ctx.grads = ctx.grads, None  # scaled in place: there may be no room for a copy
+        if grads is None:
+            raise RuntimeError("the loss of a chunked dropout_k_loss can be differentiated once.")
+        return None, None, *(grad.mul_(grad_output) for grad in grads)
 
 
 class DropoutReplacement:
@@ -136,6 +142,7 @@ class DropoutReplacement:
         self._law = None if distribution is None else Law(distribution)
         self._generator = generator
 
+    @torch._disable_dynamo
     def loss(self, inputs: Any, targets: Tensor) -> Tensor:
         """The training loss of one batch.
 
