@@ -14,7 +14,7 @@ from benchmarks.methods import DIAGONALS, METHODS
 from benchmarks.workloads import SIZES, WORKLOADS
 from dropreg.experiments.records import results_folder
 
-PARTS = (*WORKLOADS, "growth", "fidelity")
+PARTS = (*WORKLOADS, "growth", "import", "fidelity")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         begun = time.perf_counter()
         if part == "growth":
             measure.growth(options.size, device, options.rounds, folder)
+        elif part == "import":
+            measure.imports(options.size, device, options.rounds, folder)
         elif part == "fidelity":
             from benchmarks import fidelity
 

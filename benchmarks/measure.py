@@ -7,6 +7,7 @@ import gc
 import json
 import multiprocessing
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Container, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # PyTorch's optimizers bring it in a training; here it is not timed
 
 from benchmarks.methods import METHODS, SLOW, Step, methods_of
 from benchmarks.workloads import GROWTH, STACK, WORKLOADS, Workload
@@ -179,3 +181,17 @@ def growth(size: str, device: torch.device, rounds: int, folder: Path) -> None:
             measure(along, value, name, base.changed(**{along: value}), GROWING)
     measure("k", None, "lstm-small", WORKLOADS["lstm-small"][size], MASKS)
     write(folder / "growth.json", device, {"what": "growth", "size": size, "rows": rows})
+
+
+def imports(size: str, device: torch.device, rounds: int, folder: Path) -> None:
+    """What `import dropreg` adds to `import torch`, in seconds."""
+    rows = []
+    for _ in range(rounds):
+        command = [sys.executable, "-X", "importtime", "-c", "import torch; import dropreg"]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        cumulative = {
+            name.strip(): int(total) / 1e6
+            for _, total, name in (line.split("|") for line in shown.splitlines()[1:])
+        }
+        rows.append({name: cumulative[name] for name in ("torch", "dropreg")})
+    write(folder / "import.json", device, {"what": "import", "size": size, "rows": rows})

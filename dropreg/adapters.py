@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias
 
 from dropreg.errors import NeverSupportedError
 from dropreg.noise import shared_dropout, shared_mask_shape
@@ -136,8 +135,11 @@ def _attention(
     if scale is None:
         scale = 1.0 / math.sqrt(query.shape[-1])
     scores = query @ key.transpose(-2, -1) * scale
-    if isinstance(attn_mask, CausalBias):
-        attn_mask = attn_mask._materialize(query.device)
+    if attn_mask is not None and type(attn_mask) is not Tensor:
+        from torch.nn.attention.bias import CausalBias  # here, as it brings all of torch.compile
+
+        if isinstance(attn_mask, CausalBias):
+            attn_mask = attn_mask._materialize(query.device)
     if is_causal:
         later = torch.ones(weights_shape[-2:], dtype=torch.bool, device=query.device).triu(1)
         scores = scores.masked_fill(later, -math.inf)

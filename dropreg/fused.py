@@ -77,11 +77,12 @@ class CrossEntropyPair(torch.autograd.Function):
         grads = [torch.empty_like(u), torch.empty_like(d)] if wants_grad else []
         sums = torch.zeros(3, dtype=torch.float64, device=up.device)
         rows = max(1, (_CHUNK if up.device.type == "cpu" else 1 << 24) // classes)
-        scratch = u.new_empty(4, min(rows, len(u)), classes)  # new memory costs more than its use
+        # Made once: to get new memory for each operation would take longer than the operations.
+        scratch = [u.new_empty(min(rows, len(u)), classes) for _ in range(4)]
         for start in range(0, len(u), rows):
             here = slice(start, start + rows)
             ends, y_n, share = (u[here], d[here]), y[here], counts[here]
-            a, t, p, b = scratch[:, : len(y_n)].unbind()
+            a, t, p, b = (buffer[: len(y_n)] for buffer in scratch)
             torch.add(*ends, out=a).mul_(0.5)
             torch.softmax(a, -1, out=p)
             torch.sub(*ends, out=t)
