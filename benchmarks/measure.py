@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # PyTorch's optimizers bring it in a training; here it is not timed
+import torch._dynamo  # noqa: F401 (any optimizer brings it in a training: here it is not timed)
 
 from benchmarks.methods import METHODS, SLOW, Step, methods_of
 from benchmarks.workloads import GROWTH, STACK, WORKLOADS, Workload

@@ -37,7 +37,7 @@ def _plot(found: dict[str, Path], to: Path) -> None:
     shown = ("both/central", "both/even_odd", "both/published")
     _, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
     for axis, column, goal in zip(axes, ("seconds", "peak"), (2.0, 2.2), strict=True):
-        for i, (name, path) in enumerate(found.items()):
+        for i, path in enumerate(found.values()):
             values = ratios(path, column)
             for method, marker in zip(shown, "os^", strict=True):
                 if method in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,8 +24,7 @@ class CNN(nn.Module):
         super().__init__()
         widths = (3, width, 2 * width, 2 * width)
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            nn.Conv2d(before, after, 3, padding=1) for before, after in itertools.pairwise(widths)
         )
         self.norms = nn.ModuleList(map(nn.BatchNorm2d, widths[1:]))
         self.dropout, self.head = nn.Dropout2d(p), nn.Linear(widths[-1], classes)

@@ -8,8 +8,8 @@ with
 .. math:: \partial R/\partial t = p \odot c, \qquad
           \partial R/\partial m = \tfrac12\, p \odot (c^2 - 2R) .
 
-Autograd would keep about ten tensors of the logits' size for it. Here a few rows are finished, value
-and gradient, while they are in the processor's cache, and only the two gradients are kept.
+Autograd would keep about ten tensors of the logits' size for it. Here a few rows are finished,
+value and gradient, while they are in the processor's cache; only the two gradients are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-
 
 _CHUNK = 1 << 16
 """Logits that are finished at a time: few enough for the cache, enough to outweigh the calls."""
@@ -34,7 +33,7 @@ class Pair(NamedTuple):
 
 
 class CrossEntropyPair(torch.autograd.Function):
-    r"""Clean loss, explicit and implicit effect of cross-entropy from the logits of a short pair."""
+    """Clean loss, explicit and implicit effect of cross-entropy from a short pair's logits."""
 
     @staticmethod
     def forward(

@@ -49,7 +49,7 @@ def loss_of(model: nn.Module, method: str, seed: int, rows: slice) -> Tensor:
     return replace_dropout(model, method=method, generator=seeded(seed)).loss(*batch(rows))
 
 
-# Dynamo looks at the loss's .grad to see whether it has one, and hides the warning from itself only.
+# Dynamo looks at the loss's .grad, and does not expect that the warning is an error.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.parametrize("method", [*METHODS, "sampled_labels", "dropout_k"])
 def test_whole_step_compiled(method: str) -> None:
@@ -203,8 +203,10 @@ def test_chunked_loss_says_that_it_is_differentiated_once() -> None:
 
 # ------------------------------------------------------------------------------------------ import
 
-HEAVY = ("torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "pandas", "matplotlib", "scipy",
-         "sklearn", "seaborn", "pooch", "dropreg.data", "dropreg.models", "dropreg.experiments")  # fmt: skip
+HEAVY = (
+    "torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "pandas", "matplotlib", "scipy",
+    "sklearn", "seaborn", "pooch", "dropreg.data", "dropreg.models", "dropreg.experiments",
+)  # fmt: skip
 
 
 def test_import_brings_nothing_heavy() -> None:
