@@ -4,6 +4,8 @@ PYTHON ?= python3
 # Notebooks executed, and tests run, side by side.
 WORKERS ?= 2
 PORT ?= 8000
+# Of `make benchmark`: tiny, small or full.
+SIZE ?= small
 
 BIN := .venv/bin
 
@@ -13,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve notebooks test lint clean
+.PHONY: help env book serve notebooks benchmark test lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,6 +35,9 @@ serve: book ## build the book and serve it on this machine
 
 notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their outputs, to commit
 	@$(BIN)/python tools/build_book.py notebooks $(ONLY) --workers $(WORKERS)
+
+benchmark: env ## time and memory of every method, recorded in results/speed (SIZE=full: the paper's models)
+	@$(BIN)/python -m benchmarks --size $(SIZE)
 
 lint: env ## ruff (docstrings and formatting included) and mypy
 	@echo "==> Lint and types"

@@ -21,8 +21,8 @@ from dropreg.noise import Law, Probe
 from dropreg.objective import DEFAULT_STEP, NoisyLoss, central_logits, clean
 
 
-# Control of a model is Python that runs around every operation, which torch.compile cannot trace: in
-# a compiled step it runs as it is, between two compiled parts. PyTorch's optimizers do the same.
+# Control of a model is Python that runs around every operation, which torch.compile cannot trace.
+# So in a compiled step it runs as it is, between two compiled parts, as PyTorch's optimizers do.
 @torch._disable_dynamo
 def dropout_k_loss(
     model: nn.Module,
