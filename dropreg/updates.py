@@ -255,7 +255,9 @@ def replace_dropout(
             double backward, as the paper does. The book's table of methods compares them.
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         distribution: Law of the noise; Rademacher if None.
-        step: Strength of the probe in "central"; see `dropreg.objective.DEFAULT_STEP`.
+        step: Strength of the probe in "central". Half the default is closer to the derivative for
+            a smooth network, and farther from it for one with kinks; see
+            `dropreg.objective.DEFAULT_STEP`.
         generator: Source of randomness; the default generator if None.
 
     Returns:

@@ -123,6 +123,24 @@ def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
         torch.testing.assert_close(ours[1][method], expected)
 
 
+@pytest.mark.parametrize("method", ["even_odd", "sampled_labels", "dropout_k"])
+def test_autocast(method: str) -> None:
+    """Losses and weights' gradients are float32, and those of float32 to bf16's three digits."""
+    model = network()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(batch()[0]).dtype == torch.bfloat16
+        low = loss_of(model, method, 0, slice(None))
+    low.backward()
+    found = gradients(model)
+    full = loss_of(model, method, 0, slice(None))
+    full.backward()
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, full, rtol=2e-2, atol=0)
+    for low_grad, grad in zip(found, gradients(model), strict=True):
+        assert low_grad.dtype == torch.float32
+        assert (low_grad - grad).norm() < 0.03 * grad.norm()
+
+
 # ------------------------------------------------------------------------------------------ memory
 
 
