@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides notebooks benchmark test lint clean
+.PHONY: help env book serve slides notebooks benchmark test colab links lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -53,6 +53,12 @@ test: lint book ## everything that is tested: lint, types, book, notebooks, libr
 	@$(BIN)/pytest book --nbval-lax -n $(WORKERS) --dist loadfile
 	@echo "==> Library, built book, browser"
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --cov
+
+colab: env ## run every notebook as Colab does: alone, the package installed by its first cell
+	@DROPREG_COLAB=all $(BIN)/pytest tests/colab
+
+links: env ## ask every address outside the book whether it still answers
+	@$(BIN)/python tools/build_book.py links
 
 clean: ## remove what was built (the environment stays)
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -2,6 +2,7 @@
 
 `build` leaves the finished book in _build/html, or what was there before if anything failed.
 `notebooks` stores the outputs of the same execution in book/, for Colab's and GitHub's readers.
+`links` asks each address outside the book whether it answers (a scheduled workflow does this).
 
 An execution is kept in _build/executed under a key made of the notebook's code and of all that the
 code reads: the library, the result tables, the pinned environment. So an edited notebook executes
@@ -11,11 +12,15 @@ alone, and an edited library executes everything: no page shows what an older li
 import argparse
 import base64
 import concurrent.futures
+import datetime
 import hashlib
+import os
+import platform
 import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +28,22 @@ from typing import Any
 import equations
 import nbclient
 import nbformat
+import times
 import yaml
+from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"
 HTML = BUILD / "html"
+PDF = "two-effects-of-dropout.pdf"
+PAGE_NUMBER = '<p class="pageNumber" style="width: 100%; font-size: 8pt; text-align: center"></p>'
+GENERATED = {equations.PAGE: equations.index, times.PAGE: times.index}
+BROWSERS = ("chromium", "google-chrome")
+HOW_TO_GET_A_BROWSER = (
+    "no Chromium or Chrome found: on Debian and Ubuntu run `apt-get install chromium`; "
+    "elsewhere put one of the two on the PATH"
+)
 
 # A chapter runs in about a minute; one cell that takes ten hangs.
 CELL_TIMEOUT = 600
@@ -83,7 +98,10 @@ def surroundings_hash(root: Path = ROOT) -> str:
 
 
 def cache_name(notebook: Any, surroundings: str) -> str:
-    return hashlib.sha256(f"{surroundings} {code_hash(notebook)}".encode()).hexdigest() + ".ipynb"
+    return (
+        hashlib.sha256(f"timed {surroundings} {code_hash(notebook)}".encode()).hexdigest()
+        + ".ipynb"
+    )
 
 
 def execute(notebook: Any, folder: Path, kept: Path) -> float:
@@ -104,10 +122,16 @@ def execute(notebook: Any, folder: Path, kept: Path) -> float:
     except RuntimeError as error:  # of the kernel, not of a cell: two may be given the same port
         print(f"    once more, as the kernel failed: {error}", flush=True)
         client.execute()
+    seconds = time.perf_counter() - start
+    notebook.metadata.run = {
+        "seconds": seconds,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
     half_written = kept.with_suffix(".part")
     nbformat.write(notebook, half_written)
     half_written.rename(kept)
-    return time.perf_counter() - start
+    return seconds
 
 
 def execute_all(paths: list[Path], workers: int) -> dict[Path, Any]:
@@ -137,7 +161,9 @@ def execute_all(paths: list[Path], workers: int) -> dict[Path, Any]:
         for file in set(EXECUTED.iterdir()) - set(kept.values()):
             file.unlink()
     for path, notebook in notebooks.items():
-        fill(notebook, nbformat.read(kept[path], as_version=4))
+        executed = nbformat.read(kept[path], as_version=4)
+        fill(notebook, executed)
+        notebook.metadata.run = executed.metadata.run  # for the page of times; not stored in book/
     return notebooks
 
 
@@ -172,6 +198,44 @@ def landing_figure(notebooks: dict[Path, Any]) -> bytes:
     return base64.b64decode(figure)
 
 
+def browser() -> str | None:
+    """Return the path of the browser that prints the book, and that tests it."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def version() -> str:
+    """Say which book this is: the package's version, and the commit with its date."""
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    git = ("git", "-C", ROOT, "log", "-1", "--format=%h of %cs")
+    commit = subprocess.run(git, capture_output=True, text=True)
+    if commit.returncode:  # an unpacked archive
+        made = f"built on {datetime.datetime.now(datetime.UTC).date().isoformat()}"
+    else:
+        made = f"commit {commit.stdout.strip()}"
+        if subprocess.run(("git", "-C", ROOT, "diff", "--quiet", "HEAD")).returncode:
+            made += ", with changes"
+    return f"{package['name']} {package['version']}, {made}"
+
+
+def moved(text: str, repository: str | None) -> str:
+    """Make a text of this repository that of a fork.
+
+    Args:
+        text: Any source of the book.
+        repository: `owner/name`, as GitHub's workflows give it in GITHUB_REPOSITORY; without it
+            the text stays as it is.
+    """
+    if not repository:
+        return text
+    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+    here = config["repository"]["url"].removeprefix("https://github.com/")
+    owner, name = repository.split("/")
+    host = f"{owner.lower()}.github.io"
+    # GitHub serves a repository that is named like the host at its root.
+    site = f"https://{host}/" if name.lower() == host else f"https://{host}/{name}/"
+    return text.replace(config["html"]["baseurl"], site).replace(here, repository)
+
+
 def stage(notebooks: dict[Path, Any]) -> Path:
     """Lay out what Sphinx reads: the sources, with the executed notebooks in place."""
     source = BUILD / "source"
@@ -184,25 +248,86 @@ def stage(notebooks: dict[Path, Any]) -> Path:
         nbformat.write(notebook, source / path.relative_to(ROOT))
     (source / LANDING_FIGURE).write_bytes(landing_figure(notebooks))
     by_page = {path.relative_to(ROOT): notebook for path, notebook in notebooks.items()}
-    (source / f"{equations.PAGE}.md").write_text(equations.index(by_page), "utf-8")
+    for page, index in GENERATED.items():
+        (source / f"{page}.md").write_text(index(by_page), "utf-8")
+    for path in source.rglob("*"):
+        if path.suffix in (".ipynb", ".md", ".yml"):
+            text = path.read_text("utf-8")
+            path.write_text(moved(text, os.environ.get("GITHUB_REPOSITORY")), "utf-8")
+    config = yaml.safe_load((source / "_config.yml").read_text("utf-8"))
+    config["sphinx"]["config"] |= {
+        "book_version": version(),
+        "book_pdf": PDF if browser() else "",
+        "generated_pages": list(GENERATED),
+    }
+    (source / "_config.yml").write_text(yaml.safe_dump(config), "utf-8")
     return source
 
 
-def render(source: Path) -> None:
-    """Render from scratch: Sphinx's increments forget the warnings of pages they do not reread."""
-    print("==> Rendering", flush=True)
+def sphinx(source: Path, builder: str) -> Path:
+    """Run one of Sphinx's builders on what is staged; stop at the first page it cannot make."""
     # Warnings are errors, and so is a reference to nothing.
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    command = (jupyter_book, "build", source, "-W", "--keep-going", "-n", "-q")
+    strict = ("-W", "--keep-going", "-n", "-q")
+    command = (jupyter_book, "build", source, "--builder", builder, *strict)
     # Its closing words on standard output name a folder that is about to be moved.
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if result.returncode:
         print(result.stdout)
         sys.exit("FAILED: the book has warnings (above); _build/html is as it was.")
-    made = source / "_build" / "html"
+    return source / "_build" / builder
+
+
+def print_book(page: Path, pdf: Path) -> None:
+    """Print the book, as one page of HTML, to a PDF with an outline and links."""
+    with sync_playwright() as playwright:
+        program = playwright.chromium.launch(executable_path=browser(), args=["--no-sandbox"])
+        opened = program.new_page()
+        opened.set_default_timeout(15 * 60_000)
+        opened.goto(page.as_uri())
+        opened.evaluate("() => MathJax.startup.promise")
+        # On paper nothing unfolds. How a figure is drawn stays folded, and book.css leaves it out.
+        opened.evaluate(
+            """() => document.querySelectorAll('details').forEach(
+                d => { d.open = !d.closest('.tag_hide-input'); })"""
+        )
+        # Each word of code that has an element becomes an entry of the file, and most words have
+        # one: without those of the plain words, the file is a third smaller and made faster.
+        opened.evaluate(
+            """() => {
+                for (const word of document.querySelectorAll('pre span'))
+                    if (!/^[kscm]/.test(word.className))  // keyword, string, comment, number
+                        word.replaceWith(...word.childNodes);
+                document.querySelectorAll('pre').forEach(code => code.normalize()); }"""
+        )
+        opened.pdf(
+            path=pdf,
+            format="A4",
+            margin={"top": "15mm", "bottom": "15mm", "left": "8mm", "right": "8mm"},
+            display_header_footer=True,
+            header_template="<span></span>",
+            footer_template=PAGE_NUMBER,
+            print_background=True,
+            outline=True,
+            tagged=True,
+        )
+        program.close()
+
+
+def render(source: Path) -> None:
+    """Render from scratch: Sphinx's increments forget the warnings of pages they do not reread."""
+    print("==> Rendering", flush=True)
+    made = sphinx(source, "html")
     missing = [page for page in read_toc() if not (made / f"{page}.html").is_file()]
     if missing:
         sys.exit(f"FAILED: pages not made: {', '.join(missing)}; _build/html is as it was.")
+    if browser():
+        print("==> Printing", flush=True)
+        print_book(sphinx(source, "singlehtml") / f"{read_toc()[0]}.html", made / PDF)
+    elif os.environ.get("CI"):
+        sys.exit(f"FAILED: no PDF of the book: {HOW_TO_GET_A_BROWSER}.")
+    else:
+        print(f"    without the PDF: {HOW_TO_GET_A_BROWSER}.")
     shutil.rmtree(HTML, ignore_errors=True)
     made.rename(HTML)
 
@@ -221,7 +346,7 @@ def store(notebooks: dict[Path, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("command", choices=["build", "notebooks"])
+    parser.add_argument("command", choices=["build", "notebooks", "links"])
     parser.add_argument("only", nargs="*", type=Path, help="these notebooks (default: all)")
     parser.add_argument("--workers", type=int, default=2, help="notebooks executed side by side")
     arguments = parser.parse_args()
@@ -229,6 +354,8 @@ def main() -> None:
         paths = [path.resolve() for path in arguments.only] or chapters()
         store(execute_all(paths, arguments.workers))
         print("==> Outputs stored: look at `git diff`, then commit.")
+    elif arguments.command == "links":
+        sphinx(stage({path: nbformat.read(path, as_version=4) for path in chapters()}), "linkcheck")
     else:
         render(stage(execute_all(chapters(), arguments.workers)))
         print(f"==> The book: {(HTML / 'index.html').as_uri()}\n    or `make serve`")

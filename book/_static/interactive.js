@@ -385,6 +385,8 @@
           handle.setPointerCapture(event.pointerId);
           drag(event);
         });
+        // A finger here moves the point, not the page: browsers heed `touch-action` on no part of an SVG.
+        element.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false });
       }
       handle.addEventListener("pointermove", (event) => {
         if (handle.hasPointerCapture(event.pointerId)) drag(event);

@@ -1,10 +1,13 @@
 """The build's cache: keyed on all that an output depends on, and on nothing else."""
 
 import textwrap
+from pathlib import Path
 
 import build_book
 import nbformat
 import pytest
+import times
+import yaml
 from nbclient.exceptions import CellExecutionError
 from nbformat import v4
 
@@ -90,3 +93,89 @@ def test_outputs_land_in_their_cells_and_noise_goes():
     assert source.cells[1].outputs == executed.cells[1].outputs
     assert source.cells[1].metadata == {"tags": ["remove-cell"]}
     assert source.metadata.executed_code == build_book.code_hash(source)
+
+
+def test_a_failed_cell_stops_the_build_and_the_old_book_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_book, "ROOT", tmp_path)
+    monkeypatch.setattr(build_book, "EXECUTED", tmp_path / "executed")
+    monkeypatch.setattr(build_book, "surroundings_hash", lambda: "surroundings")
+    good, bad = tmp_path / "good.ipynb", tmp_path / "bad.ipynb"
+    nbformat.write(notebook(), good)
+    nbformat.write(notebook(code="raise ValueError('on purpose')"), bad)
+    with pytest.raises(SystemExit, match=r"FAILED notebooks: bad\.ipynb"):
+        build_book.execute_all([good, bad], workers=1)
+    (kept,) = (tmp_path / "executed").iterdir()
+    assert nbformat.read(kept, as_version=4).metadata.run.seconds > 0
+
+
+@pytest.fixture
+def rendering(tmp_path, monkeypatch):
+    """A book of two pages, of which Sphinx is made to write some, over an older book."""
+    monkeypatch.setattr(build_book, "HTML", tmp_path / "html")
+    monkeypatch.setattr(build_book, "read_toc", lambda: ["intro", "book/chapter"])
+    monkeypatch.setattr(build_book, "print_book", lambda page, pdf: pdf.write_text("the book"))
+    monkeypatch.setattr(build_book, "browser", lambda: "chromium")
+    (tmp_path / "html").mkdir()
+    (tmp_path / "html" / "old.html").touch()
+    made = []
+
+    def sphinx(source, builder):
+        for page in made:
+            path = source / builder / f"{page}.html"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return source / builder
+
+    monkeypatch.setattr(build_book, "sphinx", sphinx)
+    return made, tmp_path
+
+
+def test_a_missing_page_is_not_published(rendering):
+    made, folder = rendering
+    made.append("intro")
+    with pytest.raises(SystemExit, match="pages not made: book/chapter"):
+        build_book.render(folder / "source")
+    assert [path.name for path in (folder / "html").iterdir()] == ["old.html"]
+
+
+def test_a_complete_book_replaces_the_old_one(rendering):
+    made, folder = rendering
+    made += ["intro", "book/chapter"]
+    build_book.render(folder / "source")
+    names = {path.name for path in (folder / "html").iterdir()}
+    assert names == {"intro.html", "book", build_book.PDF}
+
+
+def test_in_ci_a_book_without_its_pdf_is_not_published(rendering, monkeypatch, capsys):
+    made, folder = rendering
+    made += ["intro", "book/chapter"]
+    monkeypatch.setattr(build_book, "browser", lambda: None)
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(SystemExit, match="no PDF of the book: no Chromium"):
+        build_book.render(folder / "source")
+    assert (folder / "html" / "old.html").exists()
+    monkeypatch.delenv("CI")
+    build_book.render(folder / "source")
+    assert "without the PDF" in capsys.readouterr().out
+
+
+def test_a_forks_site_points_to_the_fork():
+    config = yaml.safe_load((build_book.ROOT / "_config.yml").read_text("utf-8"))
+    url, site = config["repository"]["url"], config["html"]["baseurl"]
+    text = f"{site}intro.html {url}/blob/main/README.md colab/github/{url[19:]}/blob"
+    assert build_book.moved(text, None) == text
+    assert build_book.moved(text, "Some-One/fork") == (
+        "https://some-one.github.io/fork/intro.html https://github.com/Some-One/fork/blob/main/README.md"
+        " colab/github/Some-One/fork/blob"
+    )
+    own_host = build_book.moved(site, "Some-One/some-one.github.io")
+    assert own_host == "https://some-one.github.io/"
+
+
+def test_times_are_shown_and_added():
+    timed, other = notebook(text="# Fast"), notebook(text="# Stored")
+    timed.metadata.run = {"seconds": 12.3, "date": "2026-01-02", "machine": "x86_64, 2 cores"}
+    page = times.index({Path("book/a/fast.ipynb"): timed, Path("book/b.ipynb"): other})
+    assert "| [Fast](../../book/a/fast.ipynb) | 12 | 2026-01-02 | x86_64, 2 cores |" in page
+    assert "| [Stored](../../book/b.ipynb) | not executed by this build | | |" in page
+    assert page.endswith("| all of them | 12 | | |\n")

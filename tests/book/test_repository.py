@@ -3,6 +3,7 @@
 import re
 
 import build_book
+import pytest
 import yaml
 
 CONFIG = yaml.safe_load((build_book.ROOT / "_config.yml").read_text("utf-8"))
@@ -22,3 +23,24 @@ def test_every_mention_agrees_with_the_config():
 def test_launch_buttons_find_the_notebooks():
     assert CONFIG["repository"]["path_to_book"] == ""
     assert CONFIG["repository"]["branch"] == "main"
+
+
+WORKFLOWS = sorted((build_book.ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_run_pinned_actions_with_least_permissions(path):
+    text = path.read_text("utf-8")
+    for action in re.findall(r"uses: *(.*)", text):
+        assert re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), action
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    allowed = {
+        "publish": {"contents": "read", "pages": "write", "id-token": "write"},
+        "report": {"issues": "write"},
+    }
+    for name, job in workflow["jobs"].items():
+        assert job.get("permissions") == allowed.get(name), name
+        assert job["timeout-minutes"] <= 120
+    assert "pull_request_target" not in text
+    assert text.count("actions/checkout@") == text.count("persist-credentials: false")

@@ -1,25 +1,19 @@
 """A real browser with no network."""
 
 import os
-import shutil
 from urllib.parse import urljoin
 
 import build_book
 import pytest
 from playwright.sync_api import sync_playwright
 
-HOW_TO_INSTALL = (
-    "no Chromium or Chrome found: on Debian and Ubuntu run `apt-get install chromium`; "
-    "elsewhere put one of the two on the PATH"
-)
-
 
 @pytest.fixture(scope="module")
 def browser():
-    program = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+    program = build_book.browser()
     if program is None:
         # In CI a test that did not run is a failure.
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(HOW_TO_INSTALL)
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(build_book.HOW_TO_GET_A_BROWSER)
     quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=quiet)
@@ -30,11 +24,13 @@ def browser():
 class Visit:
     """One page from the disk (of the book, or anywhere), and all that went wrong on the way."""
 
-    def __init__(self, browser, address, *, width, scheme, scripts):
+    def __init__(self, browser, address, *, width, scheme, scripts, touch):
         context = browser.new_context(
             viewport={"width": width, "height": 900},
             color_scheme=scheme,
+            reduced_motion="reduce",  # else what is measured may still be on its way
             java_script_enabled=scripts,
+            has_touch=touch,
         )
         self.page = context.new_page()
         self.problems = []
@@ -61,8 +57,9 @@ class Visit:
 def visit(browser):
     visits = []
 
-    def open_page(address, *, width=1280, scheme="light", scripts=True):
-        visits.append(Visit(browser, address, width=width, scheme=scheme, scripts=scripts))
+    def open_page(address, *, width=1280, scheme="light", scripts=True, touch=False):
+        how = {"width": width, "scheme": scheme, "scripts": scripts, "touch": touch}
+        visits.append(Visit(browser, address, **how))
         return visits[-1]
 
     yield open_page

@@ -2,6 +2,8 @@
 
 import build_book
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from bs4 import BeautifulSoup
 
 from dropreg.plots import INTERACTIVE_KINDS
 
@@ -14,6 +16,7 @@ MOVING = {
     "strengths": "book/apart/even_odd.html",
     "simplex": "book/derive/explicit.html",
 }
+WITH_SEARCH = [*PAGES, "search.html"]
 
 
 @pytest.mark.parametrize("address", PAGES)
@@ -84,9 +87,97 @@ def test_page_fits_a_phone_in_both_themes(visit, address, scheme):
     assert opened.problems == []
 
 
-def test_search_finds_with_no_server(visit):
-    opened = visit("search.html?q=dropout")
-    opened.page.wait_for_selector("#search-results li a")
+# What axe need not look at 10,000 times: of code, each kind of word once; of math, nothing, as the
+# two tests above look at its colour and at its shape.
+ONE_OF_A_KIND = """() => {
+    document.querySelectorAll('details').forEach(d => d.open = true);
+    document.querySelectorAll('mjx-container').forEach(m => m.replaceChildren());
+    document.getAnimations().forEach(a => a.finish());
+    const seen = new Set();
+    document.querySelectorAll('pre span').forEach(word => {
+        const kind = word.className + (word.closest('.cell_output') ? ' printed' : '');
+        if (seen.has(kind)) word.replaceWith(word.textContent);
+        seen.add(kind); }); }"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("address", WITH_SEARCH)
+def test_axe_finds_nothing_serious(visit, address, scheme):
+    page = visit(address, scheme=scheme).page
+    page.evaluate(ONE_OF_A_KIND)
+    options = {"resultTypes": ["violations"]}
+    if scheme == "dark":  # the same page in other colours
+        options["runOnly"] = {"type": "rule", "values": ["color-contrast"]}
+    found = [
+        (violation["id"], node["html"][:120], node["failureSummary"])
+        for violation in Axe().run(page, options=options).response["violations"]
+        if violation["impact"] in ("serious", "critical")
+        for node in violation["nodes"]
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("address", [PAGES[0], MOVING["strengths"]])
+def test_the_tab_key_reaches_everything_in_the_order_of_the_page(visit, address):
+    page = visit(address).page
+    stops = []
+    for _ in range(500):
+        page.keyboard.press("Tab")
+        stop = page.evaluate(
+            """() => {
+                const e = document.activeElement;
+                document.getAnimations().forEach(a => a.finish());
+                const box = e.getBoundingClientRect();
+                return [[...document.querySelectorAll('*')].indexOf(e), e.outerHTML.slice(0, 120),
+                    box.width > 0 && box.bottom > 0 && box.top < innerHeight,
+                    e === document.body]; }"""
+        )
+        if stop[3]:
+            break
+        stops.append(stop)
+    else:
+        pytest.fail("the focus does not leave the page")
+    order = [stop[0] for stop in stops]
+    assert order == sorted(set(order))
+    assert [stop[1] for stop in stops if not stop[2]] == []
+    # Every link, button and control of the text can be reached.
+    expected = page.evaluate(
+        """() => [...document.querySelectorAll('*')].flatMap((e, i) =>
+            e.matches('article :is(a[href], button, input, select, summary)')
+            && e.checkVisibility({visibilityProperty: true})
+            ? [[i, e.outerHTML.slice(0, 120)]] : [])"""
+    )
+    assert [html for index, html in expected if index not in order] == []
+
+
+def test_the_first_stop_skips_to_the_text(visit):
+    page = visit(PAGES[0]).page
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => document.activeElement.textContent.trim()") == (
+        "Skip to main content"
+    )
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("() => !!document.activeElement.closest('main')")
+
+
+@pytest.mark.parametrize("word", ["Rademacher", "simplex"])
+def test_search_finds_a_word_with_no_server(visit, word):
+    opened = visit(f"search.html?q={word}")
+    opened.page.wait_for_function(
+        "() => /found|did not match/.test(document.querySelector('#search-results p')?.textContent)"
+    )
+    links = opened.page.locator("#search-results li > a").all()
+    found = {each.get_attribute("href").partition("?")[0].partition("#")[0] for each in links}
+    having = {
+        page
+        for page in PAGES
+        if word.lower()
+        in BeautifulSoup((build_book.HTML / page).read_text("utf-8"), "html.parser")
+        .article.get_text()
+        .lower()
+    }
+    assert found & having
     # The excerpts under the results are fetched, which a browser refuses to pages from the disk.
     assert not [problem for problem in opened.problems if problem.startswith("asks the network")]
 
@@ -167,20 +258,50 @@ def test_a_figure_fits_the_narrowest_phone_and_can_be_read(visit, kind, scheme):
     assert [low for low in contrasts if low[0] < 4.5] == []
 
 
-def test_the_probabilities_can_be_dragged(visit):
-    page = visit(MOVING["simplex"]).page
+@pytest.mark.parametrize("touch", [False, True], ids=["mouse", "finger"])
+def test_the_probabilities_can_be_dragged(visit, touch):
+    page = visit(MOVING["simplex"], touch=touch).page
     figure = page.locator('figure[data-kind="simplex"]')
     figure.scroll_into_view_if_needed()
+    scrolled = page.evaluate("() => window.scrollY")
     before = figure.locator(".says").text_content()
     handle = figure.locator("circle").bounding_box()
     x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + 30, y - 30)
-    page.mouse.up()
+    path = [(x + step, y - step) for step in (0, 10, 20, 30)]
+    if touch:
+        device = page.context.new_cdp_session(page)
+        for kind, at in zip(
+            ("touchStart", "touchMove", "touchMove", "touchMove"), path, strict=True
+        ):
+            points = [{"x": at[0], "y": at[1]}]
+            device.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        device.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    else:
+        page.mouse.move(*path[0])
+        page.mouse.down()
+        for at in path[1:]:
+            page.mouse.move(*at)
+        page.mouse.up()
     assert figure.locator(".says").text_content() != before
+    moved = figure.locator("circle").bounding_box()
+    assert moved["x"] > handle["x"] + 15
+    assert moved["y"] < handle["y"] - 15
+    assert page.evaluate("() => window.scrollY") == scrolled
     values = [float(each.input_value()) for each in figure.locator("input").all()]
     assert sum(values) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MOVING if kind != "simplex"])
+def test_a_finger_moves_a_figure(visit, kind):
+    page = visit(MOVING[kind], width=360, touch=True).page
+    figure = page.locator(f'figure[data-kind="{kind}"]')
+    control = figure.locator("input[type=range], button").first
+    said = figure.locator('[aria-live="polite"]').text_content()
+    control.scroll_into_view_if_needed()
+    box = control.bounding_box()
+    assert box["height"] >= 24  # WCAG's target size
+    page.touchscreen.tap(box["x"] + 0.2 * box["width"], box["y"] + box["height"] / 2)
+    assert figure.locator('[aria-live="polite"]').text_content() != said
 
 
 @pytest.mark.parametrize("kind", MOVING)

@@ -1,0 +1,35 @@
+"""The page of execution times: what each chapter took when this build executed it."""
+
+from pathlib import Path
+from typing import Any
+
+PAGE = "book/reference/times"
+INTRODUCTION = """\
+# Execution times
+
+What each chapter took when it was last executed for this book: one thread of PyTorch, with other
+notebooks executing beside it. This page is made by the build, which executes a chapter again when
+its code, the library or a result that it reads has changed. What takes longer than a chapter should
+is loaded from recorded runs; the chapters that show them say what those took.
+"""
+
+
+def index(notebooks: dict[Path, Any]) -> str:
+    """The page, in Markdown.
+
+    Args:
+        notebooks: For each path, relative to the repository, the executed notebook. Its metadata's
+            `run` says when, where and for how long; without it, the outputs are the committed ones.
+    """
+    rows, total = [], 0.0
+    for path, notebook in notebooks.items():
+        title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
+        link = f"[{title}]({(Path('../..') / path).as_posix()})"
+        run = notebook.metadata.get("run")
+        if run is None:
+            rows.append(f"| {link} | not executed by this build | | |")
+        else:
+            total += run["seconds"]
+            rows.append(f"| {link} | {run['seconds']:.0f} | {run['date']} | {run['machine']} |")
+    table = ["| chapter | seconds | executed on | machine |", "|---|---:|---|---|", *rows]
+    return "\n".join([INTRODUCTION, *table, f"| all of them | {total:.0f} | | |"]) + "\n"
