@@ -1,0 +1,336 @@
+"""The classroom: assignments out of their sources, and marks out of a folder of notebooks.
+
+`make assignments` runs `build`. An instructor grades with
+
+    .venv/bin/python tools/classroom.py grade ~/course masks ~/Downloads/masks
+
+which collects, tests, and leaves feedback pages and marks.csv in the course folder; manual marks
+are given in nbgrader's formgrader, and `marks` writes both again afterwards.
+"""
+
+import argparse
+import csv
+import json
+import os
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbclient
+import nbformat
+from build_book import BUILD, ROOT, code_hash, surroundings_hash
+from grading import (
+    GradeInSandbox,
+    align,
+    answers_of,
+    definitions,
+    local_answers,
+    read_submission,
+    run_tests,
+    test_names,
+)
+from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.apps import NbGraderAPI
+from traitlets.config import Config
+
+SOURCES = ROOT / "assignments" / "source"
+STUDENT = ROOT / "assignments" / "student"  # committed: what Colab opens
+OUT = BUILD / "assignments"
+HIDDEN = re.compile(r"^[ \t]*### (BEGIN|END) (HIDDEN TESTS|SOLUTION)[ \t]*\n?", re.MULTILINE)
+
+
+def assignments() -> list[str]:
+    return sorted(path.stem for path in SOURCES.glob("*/*.ipynb"))
+
+
+def source_of(name: str) -> Path:
+    return SOURCES / name / f"{name}.ipynb"
+
+
+def configure(c: Config, course: Path, *, isolated: bool = True) -> Config:
+    """Set nbgrader up for a course: our sandbox in the place of its kernel."""
+    c.CourseDirectory.root = str(course)
+    c.CourseDirectory.course_id = "dropreg"
+    c.ClearSolutions.code_stub = {"python": "raise NotImplementedError()"}
+    c.ClearSolutions.text_stub = "*(write here)*"
+    c.Autograde.sanitize_preprocessors = [
+        "nbgrader.preprocessors.OverwriteKernelspec",
+        "nbgrader.preprocessors.OverwriteCells",
+        "nbgrader.preprocessors.CheckCellMetadata",
+    ]
+    c.Autograde.autograde_preprocessors = [
+        GradeInSandbox,
+        "nbgrader.preprocessors.SaveAutoGrades",
+        "nbgrader.preprocessors.AssignLatePenalties",
+        "nbgrader.preprocessors.CheckCellMetadata",
+    ]
+    c.GenerateFeedback.preprocessors = [
+        "nbgrader.preprocessors.GetGrades",
+        "nbgrader.preprocessors.ClearHiddenTests",
+        "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
+    ]
+    c.HTMLExporter.sanitize_html = True
+    c.GradeInSandbox.isolated = isolated
+    c.GradeInSandbox.fresh = fresh_seed(course)
+    return c
+
+
+def fresh_seed(course: Path) -> int:
+    """The seed of this course's hidden tests: drawn once, kept beside its gradebook, told nobody."""
+    path = course / "fresh_seed"
+    if not path.exists():
+        course.mkdir(parents=True, exist_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
+            file.write(f"{secrets.randbelow(2**31)}\n")
+    return int(path.read_text())
+
+
+def api_of(course: Path, *, isolated: bool = True) -> NbGraderAPI:
+    api = NbGraderAPI(config=configure(Config(), course, isolated=isolated))
+    api.log_level = "ERROR"
+    return api
+
+
+def checked(result: dict[str, Any], what: str) -> None:
+    if not result["success"]:
+        sys.exit(f"FAILED: {what}\n{result.get('error') or ''}\n{result.get('log') or ''}")
+
+
+# --- Making the versions --------------------------------------------------------------------------
+
+
+def set_up(course: Path, names: list[str], sources: Path = SOURCES) -> None:
+    """Make a course folder: sources, student versions, gradebook; what was graded stays."""
+    course.mkdir(parents=True, exist_ok=True)
+    lines = (
+        "import sys\nfrom pathlib import Path",
+        f"sys.path.insert(0, {str(ROOT / 'tools')!r})",
+        "import classroom",
+        "classroom.configure(get_config(), Path(__file__).resolve().parent)\n",
+    )
+    (course / "nbgrader_config.py").write_text("\n".join(lines), "utf-8")
+    api = api_of(course)
+    for name in names:
+        target = course / "source" / name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(sources / name, target)
+        checked(api.generate_assignment(name), f"the student version of {name}")
+
+
+def release_of(course: Path, name: str) -> Any:
+    return nbformat.read(course / "release" / name / f"{name}.ipynb", as_version=4)
+
+
+def solved(name: str) -> Any:
+    """The instructor's version: solutions and hidden tests in place, markers gone, runnable."""
+    notebook = nbformat.read(source_of(name), as_version=4)
+    for cell in notebook.cells:
+        cell.source = HIDDEN.sub("", cell.source)
+    first = nbformat.v4.new_code_cell("FRESH = 20200712  # any other numbers than the visible ones")
+    first["id"] = "fresh"
+    notebook.cells.insert(0, first)
+    return notebook
+
+
+def execute(notebook: Any, kept: Path) -> None:
+    """Run the instructor's version and keep it with its outputs."""
+    key = f"{surroundings_hash()} {code_hash(notebook)}"
+    if kept.exists() and nbformat.read(kept, as_version=4).metadata.get("key") == key:
+        return
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, kernel_name="python3", extra_arguments=["--log-level=ERROR"]
+    )
+    client.execute()
+    notebook.metadata["key"] = key
+    half_written = kept.with_suffix(".part")
+    nbformat.write(notebook, half_written)
+    half_written.rename(kept)
+
+
+def write_student(course: Path, name: str) -> None:
+    """Store the student version, with nothing of nbgrader's that a student needs not."""
+    STUDENT.mkdir(parents=True, exist_ok=True)
+    half_written = STUDENT / f"{name}.part"
+    nbformat.write(release_of(course, name), half_written)
+    half_written.rename(STUDENT / f"{name}.ipynb")
+
+
+def build(isolated: bool) -> None:
+    """Make every version of every assignment, and grade the solution and the empty notebook."""
+    course = OUT / "course"
+    shutil.rmtree(course, ignore_errors=True)
+    (OUT / "instructor").mkdir(parents=True, exist_ok=True)
+    set_up(course, assignments())
+    samples = OUT / "samples"
+    shutil.rmtree(samples, ignore_errors=True)
+    for name in assignments():
+        print(f"==> {name}", flush=True)
+        write_student(course, name)
+        execute(solved(name), OUT / "instructor" / f"{name}.ipynb")
+        (samples / name).mkdir(parents=True)
+        shutil.copy(OUT / "instructor" / f"{name}.ipynb", samples / name / "solution.ipynb")
+        shutil.copy(STUDENT / f"{name}.ipynb", samples / name / "untouched.ipynb")
+        grade(course, name, samples / name, isolated=isolated)
+        for student in ("solution", "untouched"):
+            shown = OUT / "feedback" / name / f"{student}.html"
+            shown.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(course / "feedback" / student / name / f"{name}.html", shown)
+    bundle = OUT / "student"
+    shutil.rmtree(bundle, ignore_errors=True)
+    shutil.copytree(STUDENT, bundle)
+    shutil.make_archive(str(OUT / "student"), "zip", bundle)
+    print(f"==> For students: {STUDENT.relative_to(ROOT)}/, {OUT.relative_to(ROOT)}/student.zip")
+    print(f"    For you: {OUT.relative_to(ROOT)}/instructor/; sample feedback: …/feedback/")
+
+
+# --- Grading --------------------------------------------------------------------------------------
+
+
+def submissions(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """Yield each student and notebook of a folder.
+
+    One notebook a student, as `masks_alice.ipynb` or `alice.ipynb`, or in a folder of the
+    student's name, as learning-management systems pack them. Of several the newest counts.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*.ipynb"), key=lambda p: (p.stat().st_mtime, str(p))):
+        inside = path.relative_to(folder)
+        if ".ipynb_checkpoints" in inside.parts or path.is_symlink():
+            continue
+        text = inside.parts[0] if len(inside.parts) > 1 else inside.stem
+        text = re.sub(rf"(^{name}[ _-]+)|([ _-]+{name}$)|( ?\(\d+\)$)", "", text)
+        found[re.sub(r"[^\w.@-]+", "_", text).strip("._") or "unnamed"] = path
+    yield from sorted(found.items())
+
+
+def collect(course: Path, name: str, student: str, path: Path) -> None:
+    """Put one submission, in order, where nbgrader looks for it."""
+    release = release_of(course, name)
+    notebook, notes = read_submission(path)
+    aligned = release if notebook is None else align(notebook, release)
+    aligned.metadata["dropreg"] = {"notes": notes}
+    target = course / "submitted" / student / name
+    target.mkdir(parents=True, exist_ok=True)
+    nbformat.write(aligned, target / f"{name}.ipynb")
+
+
+def grade(course: Path, name: str, folder: Path, *, isolated: bool) -> list[dict[str, Any]]:
+    """Grade a folder of notebooks; return the table that is also written as marks.csv."""
+    found = list(submissions(folder, name))
+    if not found:
+        sys.exit(f"No notebook in {folder}.")
+    api = api_of(course, isolated=isolated)
+    begin = time.monotonic()
+    for student, path in found:
+        collect(course, name, student, path)
+        checked(api.autograde(name, student), f"grading {student}")
+        print(f"    {student}: {time.monotonic() - begin:.0f} s", flush=True)
+    return marks(course, name, api)
+
+
+def marks(course: Path, name: str, api: NbGraderAPI | None = None) -> list[dict[str, Any]]:
+    """Write feedback pages and marks.csv from the gradebook, with the manual marks there are."""
+    checked((api or api_of(course)).generate_feedback(name), "the feedback pages")
+    table = []
+    with Gradebook(f"sqlite:///{course / 'gradebook.db'}", "dropreg") as book:
+        for student in sorted(book.students, key=lambda s: s.id):
+            try:
+                submission = book.find_submission(name, student.id)
+            except MissingEntry:
+                continue
+            (notebook,) = submission.notebooks
+            graded = course / "autograded" / student.id / name / f"{name}.ipynb"
+            notes = json.loads(graded.read_text("utf-8"))["metadata"]["dropreg"]["notes"]
+            table.append(
+                {
+                    "student": student.id,
+                    "score": submission.score,
+                    "max_score": submission.max_score,
+                    "to_grade_by_hand": sum(g.needs_manual_grade for g in notebook.grades),
+                    **{g.cell.name: g.score for g in notebook.grades},
+                    "notes": " | ".join(" ".join(note.split()) for note in notes),
+                }
+            )
+    half_written = course / f"marks_{name}.part"
+    with half_written.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        # A spreadsheet must not take a student's words for a formula.
+        writer.writerows({**row, "notes": row["notes"].lstrip("=+-@")} for row in table)
+    half_written.rename(course / f"marks_{name}.csv")
+    return table
+
+
+# --- For authors ----------------------------------------------------------------------------------
+
+
+def outcomes(notebook: Any, fresh: int) -> dict[str, str | None]:
+    """What is wrong in each test cell, with the notebook's functions in this process."""
+    answers = local_answers(definitions(notebook), answers_of(notebook))
+    return run_tests(notebook, test_names(notebook, answers, fresh))
+
+
+def emptied(notebook: Any) -> Any:
+    """A source with its solutions taken out and its hidden tests left in."""
+    copy = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    region = r"( *)(<!-- )?### BEGIN SOLUTION.*?### END SOLUTION( -->)?"
+    for cell in copy.cells:
+        cell.source = re.sub(region, r"\1raise NotImplementedError()", cell.source, flags=re.S)
+    return copy
+
+
+def attempt(name: str, seeds: int = 5) -> None:
+    """Show what the solution and the untouched version get with several numbers."""
+    notebook = nbformat.read(source_of(name), as_version=4)
+    for seed in range(1, seeds + 1):
+        begin = time.perf_counter()
+        wrong = {i: m for i, m in outcomes(notebook, seed).items() if m is not None}
+        print(f"solution, FRESH = {seed}: {wrong or 'all right'} {time.perf_counter() - begin:.1f} s")
+    for grade_id, message in outcomes(emptied(notebook), 1).items():
+        print(f"untouched, {grade_id}: {message or 'PASSED'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    building = commands.add_parser("build", help="make all versions of all assignments")
+    setting = commands.add_parser("course", help="make or renew a course folder")
+    grading = commands.add_parser("grade", help="grade a folder of notebooks")
+    marking = commands.add_parser("marks", help="write marks and feedback again")
+    trying = commands.add_parser("try", help="test an assignment's solution in this process")
+    for command in (building, grading):
+        command.add_argument(
+            "--no-isolation", action="store_true", help="without bubblewrap, in a machine of its own"
+        )
+    for command in (setting, grading, marking):
+        command.add_argument("course", type=Path, help="the course folder")
+    for command in (grading, marking, trying):
+        command.add_argument("assignment", choices=assignments())
+    grading.add_argument("folder", type=Path, help="with the students' notebooks")
+    arguments = parser.parse_args()
+    if arguments.command == "build":
+        build(not arguments.no_isolation)
+    elif arguments.command == "course":
+        set_up(arguments.course.resolve(), assignments())
+    elif arguments.command == "grade":
+        course = arguments.course.resolve()
+        if not (course / "release" / arguments.assignment).is_dir():
+            set_up(course, assignments())
+        table = grade(
+            course, arguments.assignment, arguments.folder, isolated=not arguments.no_isolation
+        )
+        print(f"==> {len(table)} students: {course / f'marks_{arguments.assignment}.csv'}")
+        print(f"    Feedback pages: {course / 'feedback'}")
+    elif arguments.command == "marks":
+        marks(arguments.course.resolve(), arguments.assignment)
+    else:
+        attempt(arguments.assignment)
+
+
+if __name__ == "__main__":
+    main()
