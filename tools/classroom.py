@@ -27,8 +27,6 @@ from build_book import BUILD, ROOT, code_hash, surroundings_hash
 from grading import (
     GradeInSandbox,
     align,
-    answers_of,
-    definitions,
     local_answers,
     read_submission,
     run_tests,
@@ -271,7 +269,7 @@ def marks(course: Path, name: str, api: NbGraderAPI | None = None) -> list[dict[
 
 def outcomes(notebook: Any, fresh: int) -> dict[str, str | None]:
     """What is wrong in each test cell, with the notebook's functions in this process."""
-    answers = local_answers(definitions(notebook), answers_of(notebook))
+    answers = local_answers(notebook)
     return run_tests(notebook, test_names(notebook, answers, fresh))
 
 

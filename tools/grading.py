@@ -7,7 +7,7 @@ import ast
 import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from nbformat.v4 import new_markdown_cell, new_output
 from nbgrader import utils
 from nbgrader.preprocessors import NbGraderPreprocessor
 from sandbox import Limits, Sandbox
-from sandbox_child import find, is_stub, statements
+from sandbox_child import define, find, is_stub, statements
 from traitlets import Bool, Integer
 
 from dropreg.teaching import Answer, Mistake
@@ -239,16 +239,13 @@ def run_tests(notebook: NotebookNode, names: Mapping[str, Any]) -> dict[str, str
     }
 
 
-def local_answers(sources: Sequence[str], functions: Mapping[str, str]) -> dict[str, Answer]:
+def local_answers(notebook: NotebookNode) -> dict[str, Answer]:
     """The functions in this process: for the author's own solutions, never for a student's."""
-    import types
-
-    names: dict[str, Any] = vars(types.ModuleType("solutions"))
-    for source in sources:
-        for node in statements(source):
-            if isinstance(node, ast.FunctionDef) and is_stub(node) and node.name in names:
-                continue
-            exec(compile(ast.Module([node], []), "<cell>", "exec"), names)
+    functions = answers_of(notebook)
+    given = [c.source for c in code_cells(notebook) if utils.is_locked(c) and not utils.is_grade(c)]
+    names, errors = define([*given, *functions.values()], seconds=5.0)
+    if errors:
+        raise ValueError(f"the cells do not run: {errors}")
     found = {name: find(name, cell, names) for name, cell in functions.items()}
     return {name: Answer.local(function) for name, function in found.items() if function}
 
