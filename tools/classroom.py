@@ -9,6 +9,7 @@ are given in nbgrader's formgrader, and `marks` writes both again afterwards.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -17,6 +18,7 @@ import secrets
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,23 @@ from grading import (
 )
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.apps import NbGraderAPI
+from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
 SOURCES = ROOT / "assignments" / "source"
 STUDENT = ROOT / "assignments" / "student"  # committed: what Colab opens
 OUT = BUILD / "assignments"
+# nbgrader calls a program that is installed beside the interpreter.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 HIDDEN = re.compile(r"^[ \t]*### (BEGIN|END) (HIDDEN TESTS|SOLUTION)[ \t]*\n?", re.MULTILINE)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without what nbgrader 0.9 makes SQLAlchemy 2.1 warn of, which is harmless."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=SAWarning)
+        yield
 
 
 def assignments() -> list[str]:
@@ -102,6 +115,7 @@ def checked(result: dict[str, Any], what: str) -> None:
 # --- Making the versions --------------------------------------------------------------------------
 
 
+@quiet()
 def set_up(course: Path, names: list[str], sources: Path = SOURCES) -> None:
     """Make a course folder: sources, student versions, gradebook; what was graded stays."""
     course.mkdir(parents=True, exist_ok=True)
@@ -217,6 +231,7 @@ def collect(course: Path, name: str, student: str, path: Path) -> None:
     nbformat.write(aligned, target / f"{name}.ipynb")
 
 
+@quiet()
 def grade(course: Path, name: str, folder: Path, *, isolated: bool) -> list[dict[str, Any]]:
     """Grade a folder of notebooks; return the table that is also written as marks.csv."""
     found = list(submissions(folder, name))
@@ -231,6 +246,7 @@ def grade(course: Path, name: str, folder: Path, *, isolated: bool) -> list[dict
     return marks(course, name, api)
 
 
+@quiet()
 def marks(course: Path, name: str, api: NbGraderAPI | None = None) -> list[dict[str, Any]]:
     """Write feedback pages and marks.csv from the gradebook, with the manual marks there are."""
     checked((api or api_of(course)).generate_feedback(name), "the feedback pages")
@@ -288,13 +304,17 @@ def attempt(name: str, seeds: int = 5) -> None:
     for seed in range(1, seeds + 1):
         begin = time.perf_counter()
         wrong = {i: m for i, m in outcomes(notebook, seed).items() if m is not None}
-        print(f"solution, FRESH = {seed}: {wrong or 'all right'} {time.perf_counter() - begin:.1f} s")
+        print(
+            f"solution, FRESH = {seed}: {wrong or 'all right'} {time.perf_counter() - begin:.1f} s"
+        )
     for grade_id, message in outcomes(emptied(notebook), 1).items():
         print(f"untouched, {grade_id}: {message or 'PASSED'}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="make all versions of all assignments")
     setting = commands.add_parser("course", help="make or renew a course folder")
@@ -303,7 +323,9 @@ def main() -> None:
     trying = commands.add_parser("try", help="test an assignment's solution in this process")
     for command in (building, grading):
         command.add_argument(
-            "--no-isolation", action="store_true", help="without bubblewrap, in a machine of its own"
+            "--no-isolation",
+            action="store_true",
+            help="without bubblewrap, in a machine of its own",
         )
     for command in (setting, grading, marking):
         command.add_argument("course", type=Path, help="the course folder")

@@ -37,9 +37,9 @@ CHILD = Path(sandbox_child.__file__).resolve()
 class Limits:
     """What one submission may use."""
 
-    call_seconds: float = 20.0
+    call_seconds: float = 30.0
     definition_seconds: float = 5.0
-    total_seconds: float = 240.0
+    total_seconds: float = 300.0
     memory: int = 3 << 30  # of all its processes together; a single allocation stops there too
     processes: int = 16
     file_bytes: int = 1 << 26
@@ -116,6 +116,7 @@ class Sandbox:
         self.limits, self.notes, self.printed = limits or Limits(), [], bytearray()
         self._cells, self._functions, self._isolated = list(cells), dict(functions), isolated
         self._found: set[str] = set()
+        self._errors: list[str] = []
         self._dead: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._left = self.limits.total_seconds
@@ -138,8 +139,10 @@ class Sandbox:
         if self._process is None:
             self._start(name)
         if name not in self._found:
-            shown = "; ".join(self.notes[:3])
-            raise Mistake(f"no function `{name}` was found. {shown}".strip())
+            shown = "; ".join(self._errors[:5])
+            note = f"no function `{name}` was found. {shown}".strip()
+            self.notes += [note] if note not in self.notes else []
+            raise Mistake(note)
         reply = self._exchange(name, (name, seed, list(args)), self.limits.call_seconds)
         if "value" in reply:
             return reply["value"]
@@ -203,9 +206,8 @@ class Sandbox:
             "seconds": self.limits.definition_seconds,
         }
         reply = self._exchange(name, start, 60 + self.limits.call_seconds)
-        found, errors = reply.get("found", []), reply.get("errors", [])
+        found, self._errors = reply.get("found", []), [str(e) for e in reply.get("errors", [])]
         self._found = {str(name) for name in found} & set(self._functions)
-        self.notes += [note for note in map(str, errors) if note not in self.notes]
 
     def _keep_printed(self, process: "subprocess.Popen[bytes]") -> None:
         """Read all that is printed, so that nothing blocks, and keep the beginning."""
@@ -215,7 +217,11 @@ class Sandbox:
                 self.printed += chunk[: self.limits.printed - len(self.printed)]
 
     def _exchange(self, name: str, message: Any, seconds: float) -> dict[str, Any]:
-        """Send a message and wait for the reply; a function that breaks a limit is not called again."""
+        """Send a message, wait for the reply; what breaks a limit is not called again."""
+        if self._left <= 0:
+            raise Mistake(
+                f"not tested: the notebook has used up its {self.limits.total_seconds:.0f} s."
+            )
         seconds = min(seconds, self._left)
         begin = time.monotonic()
         try:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from dropreg.teaching.core import Answer, Mistake, Numbers, check, expect
+from dropreg.teaching.core import Answer, Mistake, Numbers, check, expect, standard_error
 
 NOT_SCALED = "kept entries must be divided by 1-q, or the mean shrinks."
 
@@ -17,12 +17,12 @@ NOT_SCALED = "kept entries must be divided by 1-q, or the mean shrinks."
 def mean(dropout: Answer, n: Numbers) -> None:
     """The mean over many masks is the signal itself."""
     q, h, draws = n.uniform(0.25, 0.45), 1 + n.normal(5).abs(), 20_000
-    total = dropout.numbers(h.expand(draws, 5), q, True, shape=(draws, 5)).mean(0)
+    noisy = dropout.numbers(h.expand(draws, 5), q, True, shape=(draws, 5))
     expect(
         f"the mean over {draws:,} masks at q = {q}",
-        total,
+        noisy.mean(0),
         h,
-        error=h * math.sqrt(q / (1 - q) / draws),
+        error=standard_error(noisy),
         mistakes={
             NOT_SCALED: (1 - q) * h,
             "kept entries are divided by q, not by 1-q.": (1 - q) / q * h,
@@ -223,8 +223,7 @@ def goal(dropout_k_loss: Answer, n: Numbers) -> None:
             "average the k losses, not the k predictions.": clean + (truth - clean) / k,
             "this is the sum over the masks; divide by k.": k * truth,
             "the loss has a ½ in front, and yours has not.": 2 * truth,
-            NOT_SCALED: 0.5
-            * ((1 - q) * x @ w - y).square().mean().item()
+            NOT_SCALED: 0.5 * ((1 - q) * x @ w - y).square().mean().item()
             + (1 - q) ** 2 * v * 0.5 * (x * w).square().sum(1).mean().item(),
         },
     )
@@ -264,7 +263,9 @@ def trace(noise_trace: Answer, n: Numbers) -> None:
         truth,
         rounding=1e-3,
         mistakes={
-            "subtract the mean gradient first: noise is what is left.": draws.square().sum(1).mean(),
+            "subtract the mean gradient first: noise is what is left.": draws.square()
+            .sum(1)
+            .mean(),
             "sum the variances over the coordinates, do not average them.": truth / 5,
             "sum variances, not standard deviations.": draws.std(0).sum(),
             "divide by n-1, as the mean was estimated from the same draws.": truth

@@ -1,0 +1,192 @@
+"""A class of simulated students for assignment 1: good, partial, mistaken, untidy, hostile.
+
+`python tests/assignments/simulated.py FOLDER` writes the notebooks of 30 into a folder, to be
+graded with `tools/classroom.py grade`; the tests grade some of them.
+"""
+
+import copy
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbformat.v4 import new_code_cell, new_markdown_cell
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tools")]
+import classroom
+from wrong import masks
+
+REGION = re.compile(r"[ ]*### (BEGIN|END) SOLUTION\n?")
+
+
+def tags(cell):
+    return cell.metadata.get("nbgrader", {})
+
+
+def solutions():
+    """The reference solution of each answer cell, by its grade_id."""
+    source = nbformat.read(classroom.source_of("masks"), as_version=4)
+    return {
+        tags(c)["grade_id"]: REGION.sub("", c.source)
+        for c in source.cells
+        if tags(c).get("solution") and c.cell_type == "code"
+    }
+
+
+def answered(release, **replaced):
+    """The student version with the reference solution, but for some functions."""
+    notebook = copy.deepcopy(release)
+    for cell in notebook.cells:
+        name = tags(cell).get("grade_id")
+        if name in solutions():
+            cell.source = replaced.get(name, solutions()[name])
+        elif tags(cell).get("solution"):
+            cell.source += "\n\nBecause the mean stays and the variance does not."
+    return notebook
+
+
+def untouched(release):
+    return copy.deepcopy(release)
+
+
+def partial(release):
+    """Writes the first three functions and no text."""
+    notebook = copy.deepcopy(release)
+    for cell in notebook.cells:
+        if tags(cell).get("grade_id") in ("dropout", "moments", "mean_and_error"):
+            cell.source = solutions()[cell.metadata.nbgrader.grade_id]
+    return notebook
+
+
+def colab(release):
+    """As Colab saves: no cell ids but in the metadata, other metadata of its own, no nbgrader."""
+    notebook = answered(release)
+    notebook.nbformat_minor = 0
+    notebook.metadata["colab"] = {"provenance": []}
+    for cell in notebook.cells:
+        cell["metadata"] = nbformat.from_dict({"id": cell.pop("id"), "outputId": "x"})
+    return notebook
+
+
+def stripped(release):
+    """No metadata and no ids at all, by some tool."""
+    notebook = answered(release)
+    for i, cell in enumerate(notebook.cells):
+        cell["metadata"], cell["id"] = nbformat.from_dict({}), f"new{i}"
+    return notebook
+
+
+def untidy(release):
+    """Shuffled, copied, renamed, with loops, errors and magics in cells of its own."""
+    notebook = answered(
+        release,
+        moments=solutions()["moments"]
+        .replace("law", "my_table")
+        .replace("(q)", "(prob)")
+        .replace(" q", " prob")
+        .replace("- q", "- prob"),
+        power=solutions()["power"].replace("def power", "def my_power"),
+    )
+    cells = notebook.cells
+    stub = copy.deepcopy(next(c for c in release.cells if tags(c).get("grade_id") == "dropout"))
+    written = next(c for c in cells if tags(c).get("grade_id") == "dropout")
+    pasted = new_code_cell(written.source)  # worked in a copy, and left the original empty
+    written.source = stub.source
+    cells.append(pasted)
+    cells += [
+        new_code_cell("while True:\n    pass"),
+        new_code_cell("%timeit 1\n!ls\nthis is not Python"),
+        new_code_cell("answer = 1 / 0"),
+        copy.deepcopy(next(c for c in cells if tags(c).get("grade_id") == "noise_trace")),
+    ]
+    random.Random(0).shuffle(cells)
+    return notebook
+
+
+def tampered(release):
+    """Gives itself points, empties the tests, and takes locks away."""
+    notebook = untouched(release)
+    for cell in notebook.cells:
+        if tags(cell).get("grade"):
+            cell.metadata.nbgrader["points"] = 1000
+            if cell.cell_type == "code":
+                cell.source = "assert True"
+                cell.metadata.nbgrader["grade"] = False
+    notebook.cells.append(
+        new_markdown_cell("<script>alert(1)</script><img src=x onerror=alert(1)>")
+    )
+    return notebook
+
+
+def hostile(release, target="/nowhere"):
+    """Each function tries something else."""
+    steal = f"""
+import os, pathlib
+def dropout(h, q, training=True):
+    for path in ({target!r}, {str(classroom.SOURCES)!r}, "/proc/1/environ"):
+        found = pathlib.Path(path)
+        if found.exists() and os.listdir(path):
+            raise SystemExit("SAW " + path)
+    for path in ({target!r} + "/gradebook.db", "/tmp/../{target}/marks.csv"):
+        try:
+            open(path, "w").write("100")
+        except OSError:
+            pass
+    raise ValueError("SAW NOTHING")
+"""
+    return answered(
+        release,
+        dropout=steal,
+        moments="import os\ndef moments(q):\n    os._exit(0)",
+        mean_and_error="def mean_and_error(draws):\n    while True:\n        pass",
+        output_variance="def output_variance(h, w, q, shared):\n    return torch.zeros(10**13)",
+        dropout_k_loss="def dropout_k_loss(w, x, y, q, k):\n"
+        "    for _ in range(10**4):\n        print('x' * 1000)\n    raise KeyError('<b>bold</b>')",
+        noise_trace="import dropreg.teaching.core as core\n"
+        "def noise_trace(gradients):\n    core.expect = lambda *a, **k: None\n    return 0.0",
+        power="import socket\ndef power(ks, traces):\n"
+        "    socket.create_connection(('1.1.1.1', 53), 2)\n    return 0.0",
+    )
+
+
+def write_class(release, folder, target="/nowhere"):
+    """Write 30 submissions; return what each should lose, None if only a person can say."""
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = {}
+
+    def save(student, notebook, lost):
+        (folder / f"masks_{student}.ipynb").write_text(json.dumps(notebook), "utf-8")
+        expected[student] = lost
+
+    everything = {
+        tags(c)["grade_id"]
+        for c in release.cells
+        if tags(c).get("grade") and not tags(c)["solution"]
+    }
+    for i in range(5):
+        save(f"good_{i}", answered(release), set())
+    save("untouched", untouched(release), everything)
+    first = ("dropout", "moments", "mean_and_error")
+    later = {name for name in everything if name.split("-")[0] not in first}
+    for i in range(2):
+        save(f"partial_{i}", partial(release), later)
+    for i, wrong in enumerate(masks.WRONG[::3][:14]):
+        save(f"mistaken_{i:02}", answered(release, **{wrong.function: wrong.source}), wrong.fails)
+    save("colab", colab(release), set())
+    save("stripped", stripped(release), set())
+    save("untidy", untidy(release), set())
+    save("tampered", tampered(release), everything)
+    for i in range(2):
+        save(f"hostile_{i}", hostile(release, target), everything)
+    (folder / "masks_broken.ipynb").write_bytes(b"%PDF-1.4 \xff\xfe not a notebook")
+    expected["broken"] = everything
+    save("empty", nbformat.v4.new_notebook(), everything)
+    return expected
+
+
+if __name__ == "__main__":
+    course = Path(sys.argv[2] if len(sys.argv) > 2 else classroom.OUT / "course")
+    expected = write_class(classroom.release_of(course, "masks"), Path(sys.argv[1]), str(course))
+    print(f"{len(expected)} notebooks")
