@@ -92,7 +92,7 @@ def configure(c: Config, course: Path, *, isolated: bool = True) -> Config:
 
 
 def fresh_seed(course: Path) -> int:
-    """The seed of this course's hidden tests: drawn once, kept beside its gradebook, told nobody."""
+    """The seed of this course's hidden tests: drawn once, kept by its gradebook, told nobody."""
     path = course / "fresh_seed"
     if not path.exists():
         course.mkdir(parents=True, exist_ok=True)

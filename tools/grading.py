@@ -1,4 +1,4 @@
-"""From a downloaded notebook to marks: put it in order, run its functions in the sandbox, test them.
+"""From a downloaded notebook to marks: put in order, run in the sandbox, test.
 
 nbgrader does the rest: gradebook, manual grading, feedback pages.
 """

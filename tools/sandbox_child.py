@@ -125,7 +125,7 @@ def define(cells: Sequence[str], seconds: float) -> tuple[dict[str, Any], list[s
     def stop(*_: object) -> None:
         raise TooLongError(f"took longer than {seconds:.0f} s")
 
-    # Time of the processor, so that a busy machine changes nothing; and six times that for sleepers.
+    # Time of the processor, as the machine may be busy; and six times that for sleepers.
     timers = ((signal.ITIMER_PROF, seconds), (signal.ITIMER_REAL, 6 * seconds))
     for kind in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(kind, stop)

@@ -1,4 +1,4 @@
-"""What every check is made of: fresh numbers, the student's function, a comparison that explains."""
+"""What every check is made of: numbers, the student's function, a comparison that explains."""
 
 from __future__ import annotations
 

@@ -15,8 +15,8 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tools")]
-import classroom
-from wrong import masks
+import classroom  # noqa: E402
+from wrong import masks  # noqa: E402
 
 REGION = re.compile(r"[ ]*### (BEGIN|END) SOLUTION\n?")
 
