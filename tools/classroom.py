@@ -34,6 +34,7 @@ from grading import (
     run_tests,
     test_names,
 )
+from nbgrader import utils
 from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.apps import NbGraderAPI
 from sqlalchemy.exc import SAWarning
@@ -134,8 +135,8 @@ def set_up(course: Path, names: list[str], sources: Path = SOURCES) -> None:
         checked(api.generate_assignment(name), f"the student version of {name}")
 
 
-def release_of(course: Path, name: str) -> Any:
-    return nbformat.read(course / "release" / name / f"{name}.ipynb", as_version=4)
+def release_of(course: Path, name: str) -> Path:
+    return course / "release" / name / f"{name}.ipynb"
 
 
 def solved(name: str) -> Any:
@@ -164,68 +165,81 @@ def execute(notebook: Any, kept: Path) -> None:
     half_written.rename(kept)
 
 
-def write_student(course: Path, name: str) -> None:
-    """Store the student version, with nothing of nbgrader's that a student needs not."""
+def publish(name: str) -> None:
+    """Store the student version where it is committed."""
     STUDENT.mkdir(parents=True, exist_ok=True)
     half_written = STUDENT / f"{name}.part"
-    nbformat.write(release_of(course, name), half_written)
+    shutil.copy(OUT / "student" / f"{name}.ipynb", half_written)
     half_written.rename(STUDENT / f"{name}.ipynb")
 
 
-def build(isolated: bool) -> None:
+def build(*, check: bool, isolated: bool) -> None:
     """Make every version of every assignment, and grade the solution and the empty notebook."""
-    course = OUT / "course"
-    shutil.rmtree(course, ignore_errors=True)
-    (OUT / "instructor").mkdir(parents=True, exist_ok=True)
+    course, samples = OUT / "course", OUT / "samples"
+    for folder in (course, samples, OUT / "student", OUT / "feedback"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    (OUT / "instructor").mkdir(exist_ok=True)
     set_up(course, assignments())
-    samples = OUT / "samples"
-    shutil.rmtree(samples, ignore_errors=True)
     for name in assignments():
         print(f"==> {name}", flush=True)
-        write_student(course, name)
-        execute(solved(name), OUT / "instructor" / f"{name}.ipynb")
-        (samples / name).mkdir(parents=True)
-        shutil.copy(OUT / "instructor" / f"{name}.ipynb", samples / name / "solution.ipynb")
-        shutil.copy(STUDENT / f"{name}.ipynb", samples / name / "untouched.ipynb")
-        grade(course, name, samples / name, isolated=isolated)
-        for student in ("solution", "untouched"):
-            shown = OUT / "feedback" / name / f"{student}.html"
-            shown.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(course / "feedback" / student / name / f"{name}.html", shown)
-    bundle = OUT / "student"
-    shutil.rmtree(bundle, ignore_errors=True)
-    shutil.copytree(STUDENT, bundle)
-    shutil.make_archive(str(OUT / "student"), "zip", bundle)
+        student, instructor = (OUT / who / f"{name}.ipynb" for who in ("student", "instructor"))
+        shutil.copy(release_of(course, name), student)
+        if not check:
+            publish(name)
+        execute(solved(name), instructor)
+        (samples / name).mkdir()
+        shutil.copy(instructor, samples / name / "solution.ipynb")
+        shutil.copy(student, samples / name / "untouched.ipynb")
+        table = grade(course, name, samples / name, isolated=isolated)
+        (OUT / "feedback" / name).mkdir()
+        for who in ("solution", "untouched"):
+            page = course / "feedback" / who / name / f"{name}.html"
+            shutil.copy(page, OUT / "feedback" / name / f"{who}.html")
+        if wrong := unfair(table, nbformat.read(student, as_version=4)):
+            sys.exit(f"FAILED: {name}: {wrong}. See {OUT / 'feedback' / name}.")
+    shutil.make_archive(str(OUT / "student"), "zip", OUT / "student")
     print(f"==> For students: {STUDENT.relative_to(ROOT)}/, {OUT.relative_to(ROOT)}/student.zip")
     print(f"    For you: {OUT.relative_to(ROOT)}/instructor/; sample feedback: …/feedback/")
+
+
+def unfair(table: list[dict[str, Any]], release: Any) -> str | None:
+    """What is wrong with the marks of the solution and of the empty notebook, if anything."""
+    graded = [c.metadata.nbgrader for c in release.cells if utils.is_grade(c)]
+    tests = sum(cell["points"] for cell in graded if not cell["solution"])
+    written = sum(cell["solution"] for cell in graded)
+    got = {row["student"]: (row["score"], row["to_grade_by_hand"]) for row in table}
+    wanted = {"solution": (tests, written), "untouched": (0, 0)}
+    return None if got == wanted else f"points and answers to read are {got}, not {wanted}"
 
 
 # --- Grading --------------------------------------------------------------------------------------
 
 
-def submissions(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
-    """Yield each student and notebook of a folder.
+def submissions(folder: Path, name: str) -> dict[str, list[Path]]:
+    """Each student's notebooks in a folder, the newest last.
 
-    One notebook a student, as `masks_alice.ipynb` or `alice.ipynb`, or in a folder of the
-    student's name, as learning-management systems pack them. Of several the newest counts.
+    They are called `masks_alice.ipynb` or `alice.ipynb`, or lie in a folder of the student's name,
+    as learning-management systems pack them.
     """
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.ipynb"), key=lambda p: (p.stat().st_mtime, str(p))):
         inside = path.relative_to(folder)
         if ".ipynb_checkpoints" in inside.parts or path.is_symlink():
             continue
         text = inside.parts[0] if len(inside.parts) > 1 else inside.stem
-        text = re.sub(rf"(^{name}[ _-]+)|([ _-]+{name}$)|( ?\(\d+\)$)", "", text)
-        found[re.sub(r"[^\w.@-]+", "_", text).strip("._") or "unnamed"] = path
-    yield from sorted(found.items())
+        text = re.sub(rf"^Copy of |( ?\(\d+\)$)|(\b{name}[ _-]+)|([ _-]+{name}\b)", "", text)
+        student = re.sub(r"[^\w.@-]+", "_", text).strip("._-@") or "unnamed"
+        found.setdefault(student, []).append(path)
+    return dict(sorted(found.items()))
 
 
-def collect(course: Path, name: str, student: str, path: Path) -> None:
+def collect(course: Path, name: str, student: str, path: Path, notes: list[str]) -> None:
     """Put one submission, in order, where nbgrader looks for it."""
-    release = release_of(course, name)
-    notebook, notes = read_submission(path)
+    release = nbformat.read(release_of(course, name), as_version=4)
+    notebook, found = read_submission(path)
     aligned = release if notebook is None else align(notebook, release)
-    aligned.metadata["dropreg"] = {"notes": notes}
+    aligned.metadata["dropreg"] = {"notes": [*notes, *found]}
     target = course / "submitted" / student / name
     target.mkdir(parents=True, exist_ok=True)
     nbformat.write(aligned, target / f"{name}.ipynb")
@@ -234,13 +248,15 @@ def collect(course: Path, name: str, student: str, path: Path) -> None:
 @quiet()
 def grade(course: Path, name: str, folder: Path, *, isolated: bool) -> list[dict[str, Any]]:
     """Grade a folder of notebooks; return the table that is also written as marks.csv."""
-    found = list(submissions(folder, name))
+    found = submissions(folder, name)
     if not found:
         sys.exit(f"No notebook in {folder}.")
     api = api_of(course, isolated=isolated)
     begin = time.monotonic()
-    for student, path in found:
-        collect(course, name, student, path)
+    for student, (*older, path) in found.items():
+        names = ", ".join(str(p.relative_to(folder)) for p in older)
+        notes = [f"Graded is {path.relative_to(folder)}, the newest. Not read: {names}."]
+        collect(course, name, student, path, notes if older else [])
         checked(api.autograde(name, student), f"grading {student}")
         print(f"    {student}: {time.monotonic() - begin:.0f} s", flush=True)
     return marks(course, name, api)
@@ -321,6 +337,11 @@ def main() -> None:
     grading = commands.add_parser("grade", help="grade a folder of notebooks")
     marking = commands.add_parser("marks", help="write marks and feedback again")
     trying = commands.add_parser("try", help="test an assignment's solution in this process")
+    building.add_argument(
+        "--check",
+        action="store_true",
+        help="leave assignments/student/ as it is, for the tests to compare",
+    )
     for command in (building, grading):
         command.add_argument(
             "--no-isolation",
@@ -334,7 +355,7 @@ def main() -> None:
     grading.add_argument("folder", type=Path, help="with the students' notebooks")
     arguments = parser.parse_args()
     if arguments.command == "build":
-        build(not arguments.no_isolation)
+        build(check=arguments.check, isolated=not arguments.no_isolation)
     elif arguments.command == "course":
         set_up(arguments.course.resolve(), assignments())
     elif arguments.command == "grade":

@@ -113,7 +113,8 @@ class Sandbox:
                 "container or virtual machine of its own, which holds nothing else, you may say "
                 "`--no-isolation`."
             )
-        self.limits, self.notes, self.printed = limits or Limits(), [], bytearray()
+        self.limits, self.printed = limits or Limits(), bytearray()
+        self.notes: list[str] = []
         self._cells, self._functions, self._isolated = list(cells), dict(functions), isolated
         self._found: set[str] = set()
         self._errors: list[str] = []
@@ -264,13 +265,17 @@ class Sandbox:
                     raise EOFError
                 received += chunk
                 if wanted == 16 and len(received) == 16:
-                    sizes = tuple(int.from_bytes(received[i : i + 8], "big") for i in (0, 8))
+                    sizes = (
+                        int.from_bytes(received[:8], "big"),
+                        int.from_bytes(received[8:], "big"),
+                    )
                     if sizes[0] > sandbox_child.MAX_HEADER or sizes[1] > sandbox_child.MAX_BYTES:
                         raise ValueError("too long")
                     wanted += sum(sizes)
             elif not writable:
                 self._watch(watched)
-        return sandbox_child.decode(bytes(received[16 : 16 + sizes[0]]), received[16 + sizes[0] :])
+        header, body = received[16 : 16 + sizes[0]], received[16 + sizes[0] :]
+        return sandbox_child.decode(bytes(header), bytes(body))
 
     def _watch(self, watched: psutil.Process) -> None:
         """Raise MemoryError if all the processes together hold too much, or are too many."""

@@ -130,8 +130,8 @@ class Answer:
             return self._call(self._calls, args)
         except NotImplementedError:
             raise Mistake(
-                f"`{self.name}` is not written yet. Replace the line `raise NotImplementedError()`, "
-                "run that cell, then this one again."
+                f"`{self.name}` is not written yet. Replace the line "
+                "`raise NotImplementedError()`, run that cell, then this one again."
             ) from None
         except Mistake:
             raise

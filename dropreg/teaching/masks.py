@@ -161,7 +161,7 @@ def independent(output_variance: Answer, n: Numbers) -> None:
         output_variance.numbers(h, w, q, False, shape=()),
         apart,
         mistakes={
-            "here each time step has its own mask: square first, then sum over the steps.": together,
+            "each time step has its own mask here: first square, then sum over steps.": together,
             "independent terms: square each, then sum; you square the sum.": v
             * (h * w).sum().square(),
             "the weights enter squared.": v * (h.square() * w).sum(),
