@@ -138,13 +138,17 @@ class Sandbox:
         if name in self._dead:
             raise Mistake(self._dead[name])
         if self._process is None:
-            self._start(name)
+            self._start()
         if name not in self._found:
             shown = "; ".join(self._errors[:5])
             note = f"no function `{name}` was found. {shown}".strip()
             self.notes += [note] if note not in self.notes else []
             raise Mistake(note)
-        reply = self._exchange(name, (name, seed, list(args)), self.limits.call_seconds)
+        try:
+            reply = self._exchange(f"`{name}`", (name, seed, list(args)), self.limits.call_seconds)
+        except Mistake as mistake:
+            self._dead[name] = str(mistake)
+            raise
         if "value" in reply:
             return reply["value"]
         error, message = str(reply.get("error")), str(reply.get("message"))
@@ -167,7 +171,7 @@ class Sandbox:
             self._folder.cleanup()
             self._folder = None
 
-    def _start(self, name: str) -> None:
+    def _start(self) -> None:
         # Not the interpreter's symbolic link: a virtual environment is known by it.
         command = [sys.executable, "-s", "-B", str(CHILD)]
         self._folder = tempfile.TemporaryDirectory()
@@ -206,7 +210,12 @@ class Sandbox:
             "limits": rlimits,
             "seconds": self.limits.definition_seconds,
         }
-        reply = self._exchange(name, start, 60 + self.limits.call_seconds)
+        what, seconds = "defining the functions", 60 + self.limits.call_seconds
+        try:
+            reply = self._exchange(what, start, seconds)
+        except Mistake as mistake:
+            self._dead = dict.fromkeys(self._functions, str(mistake))
+            raise
         found, self._errors = reply.get("found", []), [str(e) for e in reply.get("errors", [])]
         self._found = {str(name) for name in found} & set(self._functions)
 
@@ -217,8 +226,8 @@ class Sandbox:
             while chunk := pipe.read(1 << 16):
                 self.printed += chunk[: self.limits.printed - len(self.printed)]
 
-    def _exchange(self, name: str, message: Any, seconds: float) -> dict[str, Any]:
-        """Send a message, wait for the reply; what breaks a limit is not called again."""
+    def _exchange(self, what: str, message: Any, seconds: float) -> dict[str, Any]:
+        """Send a message and wait for the reply; `Mistake`, and an end, if that breaks a limit."""
         if self._left <= 0:
             raise Mistake(
                 f"not tested: the notebook has used up its {self.limits.total_seconds:.0f} s."
@@ -236,10 +245,9 @@ class Sandbox:
                 MemoryError: "used too much memory or too many processes, and was stopped.",
                 ValueError: "gave back something that cannot be read.",
             }.get(type(error), "ended the process in which it ran.")
-            self._dead[name] = f"`{name}` {reason}"
-            self.notes.append(self._dead[name])
+            self.notes.append(f"{what} {reason}")
             self.close()
-            raise Mistake(self._dead[name]) from None
+            raise Mistake(self.notes[-1]) from None
         finally:
             self._left -= time.monotonic() - begin
         return reply

@@ -12,6 +12,7 @@ import re
 import resource
 import signal
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -118,8 +119,9 @@ class TooLongError(Exception):
 def define(cells: Sequence[str], seconds: float) -> tuple[dict[str, Any], list[str]]:
     """Run the definitions of all cells in their order; return the names and the errors.
 
-    One that fails or takes too long is left out: it may be a cell that nothing needs. A function
-    that is not written yet does not replace one that is.
+    One that fails or takes too long is left out: it may be a cell that nothing needs. All together
+    may take six times as long as one. A function that is not written yet does not replace one that
+    is.
     """
 
     def stop(*_: object) -> None:
@@ -132,7 +134,8 @@ def define(cells: Sequence[str], seconds: float) -> tuple[dict[str, Any], list[s
     module = types.ModuleType("notebook")
     sys.modules["notebook"] = module  # dataclasses look their module up
     names: dict[str, Any] = vars(module)
-    errors = []
+    errors: list[str] = []
+    begin_cpu, begin = time.process_time(), time.monotonic()
     for number, source in enumerate(cells):
         try:
             parsed = list(statements(source))
@@ -142,6 +145,10 @@ def define(cells: Sequence[str], seconds: float) -> tuple[dict[str, Any], list[s
         for node in parsed:
             if is_stub(node) and isinstance(node, ast.FunctionDef) and node.name in names:
                 continue
+            spent = max(time.process_time() - begin_cpu, (time.monotonic() - begin) / 2)
+            if spent > 6 * seconds:
+                errors.append(f"cell {number} and what follows: no time was left to define it")
+                return names, errors
             for timer, limit in timers:
                 signal.setitimer(timer, limit)
             try:

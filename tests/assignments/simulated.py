@@ -151,42 +151,75 @@ def dropout(h, q, training=True):
     )
 
 
+def hostile_to_the_grader(release):
+    """Definitions that hang, flood and allocate, outputs that a browser would run, a huge file."""
+    notebook = untouched(release)
+    for cell in notebook.cells:
+        if tags(cell).get("grade_id") in solutions():
+            name = cell.metadata.nbgrader.grade_id
+            cell.source = (
+                "noise = [print('x' * 10**6) for _ in range(100)]\n"
+                "forever = [i for i in iter(int, 1)]\n"
+                "import torch\nmemory = torch.zeros(10**13)\n"
+                f"def {name}(*args):\n    return '<script>alert(2)</script>'\n"
+            )
+            html = {"text/html": "<script>alert(3)</script>", "text/plain": "y" * 10**6}
+            code = {"application/javascript": "alert(4)"}
+            cell.outputs = [nbformat.v4.new_output("display_data", data) for data in (html, code)]
+        elif tags(cell).get("solution"):
+            cell.source += "\n\n<script>alert(5)</script><img src=x onerror=alert(6)>"
+    return notebook
+
+
+def mistaken():
+    """For each of some students the wrong functions: every misconception is somebody's.
+
+    One of them has a wrong `dropout` or a wrong `dropout_k_loss`, which calls it, and at most one
+    wrong version of each other function.
+    """
+    kinds: dict[str, list] = {}
+    for wrong in masks.WRONG:
+        kinds.setdefault(wrong.function, []).append(wrong)
+    first = kinds.pop("dropout") + kinds.pop("dropout_k_loss")
+    students = [[wrong] for wrong in first]
+    for wrongs in kinds.values():
+        for student, wrong in zip(students, wrongs, strict=False):
+            student.append(wrong)
+    return students
+
+
 def write_class(release, folder, target="/nowhere"):
-    """Write 30 submissions; return what each should lose, None if only a person can say."""
+    """Write 30 submissions; return which test cells each should lose."""
     folder.mkdir(parents=True, exist_ok=True)
-    expected = {}
-
-    def save(student, notebook, lost):
-        (folder / f"masks_{student}.ipynb").write_text(json.dumps(notebook), "utf-8")
-        expected[student] = lost
-
     everything = {
         tags(c)["grade_id"]
         for c in release.cells
         if tags(c).get("grade") and not tags(c)["solution"]
     }
-    for i in range(5):
-        save(f"good_{i}", answered(release), set())
-    save("untouched", untouched(release), everything)
     first = ("dropout", "moments", "mean_and_error")
     later = {name for name in everything if name.split("-")[0] not in first}
-    for i in range(2):
-        save(f"partial_{i}", partial(release), later)
-    for i, wrong in enumerate(masks.WRONG[::3][:14]):
-        save(f"mistaken_{i:02}", answered(release, **{wrong.function: wrong.source}), wrong.fails)
-    save("colab", colab(release), set())
-    save("stripped", stripped(release), set())
-    save("untidy", untidy(release), set())
-    save("tampered", tampered(release), everything)
-    for i in range(2):
-        save(f"hostile_{i}", hostile(release, target), everything)
+    students = {f"good_{i}": (answered(release), set()) for i in range(3)}
+    students |= {f"partial_{i}": (partial(release), later) for i in range(2)}
+    for i, wrongs in enumerate(mistaken()):
+        notebook = answered(release, **{wrong.function: wrong.source for wrong in wrongs})
+        students[f"mistaken_{i:02}"] = notebook, set().union(*(wrong.fails for wrong in wrongs))
+    students |= {
+        "untouched": (untouched(release), everything),
+        "colab": (colab(release), set()),
+        "stripped": (stripped(release), set()),
+        "untidy": (untidy(release), set()),
+        "tampered": (tampered(release), everything),
+        "hostile_0": (hostile(release, target), everything),
+        "hostile_1": (hostile_to_the_grader(release), everything),
+        "empty": (nbformat.v4.new_notebook(), everything),
+    }
+    for student, (notebook, _) in students.items():
+        (folder / f"masks_{student}.ipynb").write_text(json.dumps(notebook), "utf-8")
     (folder / "masks_broken.ipynb").write_bytes(b"%PDF-1.4 \xff\xfe not a notebook")
-    expected["broken"] = everything
-    save("empty", nbformat.v4.new_notebook(), everything)
-    return expected
+    return {student: lost for student, (_, lost) in students.items()} | {"broken": everything}
 
 
 if __name__ == "__main__":
-    course = Path(sys.argv[2] if len(sys.argv) > 2 else classroom.OUT / "course")
-    expected = write_class(classroom.release_of(course, "masks"), Path(sys.argv[1]), str(course))
-    print(f"{len(expected)} notebooks")
+    course = Path(sys.argv[2] if len(sys.argv) > 2 else classroom.OUT / "course").resolve()
+    release = nbformat.read(classroom.release_of(course, "masks"), as_version=4)
+    print(f"{len(write_class(release, Path(sys.argv[1]), str(course)))} notebooks")

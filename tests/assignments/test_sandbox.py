@@ -263,6 +263,25 @@ def test_definitions_survive_what_students_leave_behind():
     assert [error.split(":")[1].strip() for error in errors] == ["SyntaxError", "ZeroDivisionError"]
 
 
+def test_definitions_have_a_time_in_all():
+    loops = [f"x{i} = [0 for _ in iter(int, 1)]" for i in range(20)]
+    names, errors = sandbox_child.define([*loops, "def f(x):\n    return x"], 0.1)
+    assert 5 <= len(errors) <= 8
+    assert "took longer" in errors[0]
+    assert "no time was left" in errors[-1]
+    assert "f" not in names
+
+
+@NEEDS_BWRAP
+def test_who_cannot_be_defined_is_not_tried_for_every_function():
+    ends = "import os\nstop = os._exit(0)"
+    with Sandbox([ends, CODE], {"add": "", "loop": ""}) as box:
+        for name in ("add", "loop", "add"):
+            with pytest.raises(Mistake, match="defining the functions ended the process"):
+                box.answer(name)()
+        assert len(box.notes) == 1
+
+
 def test_a_function_under_another_name_is_found_in_its_cell():
     cell = "def my_power(a, b):\n    return a - b"
     names, _ = sandbox_child.define([cell], 5.0)
