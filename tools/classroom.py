@@ -226,12 +226,15 @@ def submissions(folder: Path, name: str) -> dict[str, list[Path]]:
     """Each student's notebooks in a folder, the newest last.
 
     They are called `masks_alice.ipynb` or `alice.ipynb`, or lie in a folder of the student's name,
-    as learning-management systems pack them.
+    as learning-management systems pack them. Other assignments are passed over.
     """
     found: dict[str, list[Path]] = {}
+    others = set(assignments()) - {name}
     for path in sorted(folder.rglob("*.ipynb"), key=lambda p: (p.stat().st_mtime, str(p))):
         inside = path.relative_to(folder)
         if ".ipynb_checkpoints" in inside.parts or path.is_symlink():
+            continue
+        if {inside.stem, *inside.parts} & others:
             continue
         text = inside.parts[0] if len(inside.parts) > 1 else inside.stem
         text = re.sub(rf"^Copy of |( ?\(\d+\)$)|(\b{name}[ _-]+)|([ _-]+{name}\b)", "", text)
@@ -254,6 +257,8 @@ def collect(course: Path, name: str, student: str, path: Path, notes: list[str])
 @quiet()
 def grade(course: Path, name: str, folder: Path, *, isolated: bool) -> list[dict[str, Any]]:
     """Grade a folder of notebooks; return the table that is also written as marks.csv."""
+    if folder.resolve().is_relative_to(course):
+        sys.exit(f"{folder} is in the course folder, where what is graded is written. Move it out.")
     found = submissions(folder, name)
     if not found:
         sys.exit(f"No notebook in {folder}.")

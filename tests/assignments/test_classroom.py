@@ -189,9 +189,22 @@ def test_links_and_checkpoints_are_not_read(tmp_path):
     assert list(classroom.submissions(tmp_path, "masks")) == ["real"]
 
 
+def test_a_folder_as_nbgrader_collects_it_may_hold_other_assignments(tmp_path):
+    for name in ("masks", "effects"):
+        (tmp_path / "alice" / name).mkdir(parents=True)
+        (tmp_path / "alice" / name / f"{name}.ipynb").write_text("{}")
+    found = classroom.submissions(tmp_path, "masks")
+    assert found == {"alice": [tmp_path / "alice" / "masks" / "masks.ipynb"]}
+
+
+def test_what_was_handed_in_is_never_written_over(tmp_path):
+    with pytest.raises(SystemExit, match="Move it out"):
+        classroom.grade(tmp_path, "masks", tmp_path / "submitted", isolated=True)
+
+
 def test_an_empty_folder_is_said(tmp_path):
     with pytest.raises(SystemExit, match="No notebook in"):
-        classroom.grade(tmp_path, "masks", tmp_path, isolated=True)
+        classroom.grade(tmp_path / "course", "masks", tmp_path, isolated=True)
 
 
 def test_the_seed_is_each_courses_own_and_stays(tmp_path):
