@@ -26,6 +26,10 @@ from dropreg.teaching import Answer, Mistake
 
 MAX_FILE, MAX_TEXT, MAX_IMAGES = 20_000_000, 20_000, 6_000_000
 IMAGES = ("image/png", "image/jpeg")
+# What a picture's text and its name may consist of: neither may end an attribute of a page.
+BASE64, NAME = re.compile(r"[A-Za-z0-9+/=\s]+"), re.compile(r"[\w .()-]+")
+# Where a link of a student may lead; Colab writes pictures into the text.
+LINKS = r"(https?://|mailto:|attachment:|data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+[\s)])"
 MARKER = re.compile(r"\W*(Your answer to question \d+)\b")
 
 
@@ -115,7 +119,7 @@ def align(submitted: NotebookNode, release: NotebookNode) -> NotebookNode:
             chosen = theirs[candidates[-1]]
             used.add(candidates[-1])
             if cell.cell_type == "code" or utils.is_solution(cell):
-                new.source = chosen.source
+                new.source = chosen.source if cell.cell_type == "code" else harmless(chosen.source)
                 keep_shown(chosen, new)
         result.append((index, new))
     # Those that stand for a cell of the release and were not chosen are dropped, if they are the
@@ -133,8 +137,8 @@ def align(submitted: NotebookNode, release: NotebookNode) -> NotebookNode:
         copy["id"] = f"theirs-{i}"
         if cell.cell_type == "code":
             copy.update(execution_count=None, outputs=[])
-        elif cell.cell_type != "markdown":
-            copy.cell_type = "raw"
+        else:
+            copy.update(cell_type="markdown", source=harmless(cell.source))
         keep_shown(cell, copy)
         extra.setdefault(after, []).append(copy)
     aligned: list[NotebookNode] = extra.get(-1, [])
@@ -153,34 +157,52 @@ def align(submitted: NotebookNode, release: NotebookNode) -> NotebookNode:
     return notebook
 
 
+def harmless(text: str) -> str:
+    """A student's Markdown with nothing a browser would run: graders read it in theirs.
+
+    A space ends what could be a tag, a link to anything but a page or a picture, or a link in math.
+    """
+    text = re.sub(r"<(?=[A-Za-z/!?])", "< ", text)
+    text = re.sub(rf"\](?=\s*[(:])(?!\s*[(:]\s*{LINKS})", "] ", text)
+    return re.sub(r"\\(?=href)", r"\\ ", text)
+
+
+def picture_of(bundle: Any, room: int) -> tuple[str, str] | None:
+    """The kind and text of a picture, if there is one that fits and is nothing else."""
+    if isinstance(bundle, dict):
+        for kind in IMAGES:
+            data = bundle.get(kind)
+            data = "".join(data) if isinstance(data, list) else data
+            if isinstance(data, str) and len(data) <= room and BASE64.fullmatch(data):
+                return kind, data
+    return None
+
+
 def keep_shown(old: NotebookNode, new: NotebookNode) -> None:
     """Take over pictures and plain text, nothing that a browser would run."""
-    pictures = 0
+    room, length = MAX_IMAGES, 0
     if old.cell_type == "markdown":
-        attachments = old.get("attachments") or {}
-        kept: dict[str, dict[str, str]] = {}
-        for name, bundle in attachments.items():
-            for kind in IMAGES:
-                data = bundle.get(kind)
-                if isinstance(data, str) and pictures + len(data) <= MAX_IMAGES:
-                    pictures += len(data)
-                    kept.setdefault(name, {})[kind] = data
+        kept = {}
+        for name, bundle in (old.get("attachments") or {}).items():
+            if NAME.fullmatch(name) and (found := picture_of(bundle, room)):
+                room -= len(found[1])
+                kept[name] = dict([found])
         if kept:
             new["attachments"] = kept
         return
     if new.cell_type != "code":
         return
-    new.outputs, length = [], 0
+    new.outputs = []
     for output in old.get("outputs") or []:
         data = output.get("data") or {}
+        if found := picture_of(data, room):
+            room -= len(found[1])
+            new.outputs.append(new_output("display_data", dict([found])))
+            continue
         text = output.get("text") or data.get("text/plain") or output.get("evalue") or ""
         text = "".join(text)[: MAX_TEXT - length]
         length += len(text)
-        picture = next((k for k in IMAGES if isinstance(data.get(k), str)), None)
-        if picture and pictures + len(data[picture]) <= MAX_IMAGES:
-            pictures += len(data[picture])
-            new.outputs.append(new_output("display_data", {picture: data[picture]}))
-        elif text:
+        if text:
             new.outputs.append(new_output("stream", name="stdout", text=text))
 
 

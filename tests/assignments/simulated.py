@@ -168,6 +168,7 @@ def hostile_to_the_grader(release):
             cell.outputs = [nbformat.v4.new_output("display_data", data) for data in (html, code)]
         elif tags(cell).get("solution"):
             cell.source += "\n\n<script>alert(5)</script><img src=x onerror=alert(6)>"
+            cell.source += "\n[link](javascript:alert(7)), [two]\n\n[two]: javascript:alert(8)"
     return notebook
 
 
