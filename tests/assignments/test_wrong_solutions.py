@@ -7,6 +7,7 @@ import importlib
 import re
 
 import classroom
+import grading
 import nbformat
 import pytest
 from wrong.case import Wrong
@@ -41,10 +42,19 @@ def with_function(notebook, wrong: Wrong):
     return notebook
 
 
-@pytest.mark.parametrize("fresh", FRESH)
 @pytest.mark.parametrize("name", classroom.assignments())
-def test_the_solution_passes_everything(name, fresh):
-    assert {i: m for i, m in classroom.outcomes(source(name), fresh).items() if m} == {}
+def test_the_solution_passes_everything(name):
+    assert not any(classroom.outcomes(source(name), FRESH[0]).values())
+
+
+@pytest.mark.parametrize("name", classroom.assignments())
+def test_the_solution_passes_whatever_the_random_numbers(name):
+    """As another version of PyTorch would draw them."""
+    answers = grading.local_answers(source(name))
+    for answer in answers.values():
+        answer._calls = 1_000_000
+    names = grading.test_names(source(name), answers, fresh=FRESH[1])
+    assert not any(grading.run_tests(source(name), names).values())
 
 
 @pytest.mark.parametrize("name", classroom.assignments())
