@@ -123,14 +123,15 @@ def align(submitted: NotebookNode, release: NotebookNode) -> NotebookNode:
                 keep_shown(chosen, new)
         result.append((index, new))
     # Those that stand for a cell of the release and were not chosen are dropped, if they are the
-    # same text or may not be changed; else they are kept beside it.
+    # same text or a test; else they are kept beside it, as an import added to a given cell.
     extra: dict[int, list[NotebookNode]] = {}
     after = -1
     for i, cell in enumerate(theirs):
         at = place[i]
         after = at if at is not None else after
         own = release.cells[at] if at is not None else None
-        replaced = own is not None and (sources[i] == own.source.strip() or utils.is_locked(own))
+        same_text = own is not None and sources[i] == own.source.strip()
+        replaced = same_text or (own and utils.is_grade(own) and not functions[i])
         if i in used or replaced or not sources[i] or (own and cell.cell_type != "code"):
             continue
         copy = NotebookNode({"cell_type": cell.cell_type, "metadata": {}, "source": cell.source})

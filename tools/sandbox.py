@@ -141,9 +141,9 @@ class Sandbox:
             self._start()
         if name not in self._found:
             shown = "; ".join(self._errors[:5])
-            note = f"no function `{name}` was found. {shown}".strip()
-            self.notes += [note] if note not in self.notes else []
-            raise Mistake(note)
+            for note in (f"no function `{name}` was found.", shown and f"Not defined: {shown}"):
+                self.notes += [note] if note and note not in self.notes else []
+            raise Mistake(f"no function `{name}` was found. {shown}".strip())
         try:
             reply = self._exchange(f"`{name}`", (name, seed, list(args)), self.limits.call_seconds)
         except Mistake as mistake:

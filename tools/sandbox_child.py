@@ -90,7 +90,7 @@ def decode(header: bytes, body: bytes) -> Any:
 
     try:
         return value(json.loads(header))
-    except (KeyError, TypeError, RuntimeError, RecursionError) as error:
+    except (KeyError, TypeError, OverflowError, RuntimeError, RecursionError) as error:
         raise ValueError(f"not a message: {error}") from error
 
 

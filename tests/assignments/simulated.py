@@ -87,9 +87,15 @@ def untidy(release):
         .replace("(q)", "(prob)")
         .replace(" q", " prob")
         .replace("- q", "- prob"),
-        power=solutions()["power"].replace("def power", "def my_power"),
+        power=solutions()["power"]
+        .replace("def power", "def my_power")
+        .replace("ks.log(), traces.log()", "log(ks), log(traces)"),
     )
     cells = notebook.cells
+    given = next(c for c in cells if "import torch" in c.source)
+    given.source += "\nimport math as mathematics"  # in a cell that is locked in Jupyter only
+    test = next(c for c in cells if tags(c).get("grade_id") == "power-slope")
+    test.source = "def log(x):\n    return x.log() + 0 * mathematics.pi\n\n\n" + test.source
     stub = copy.deepcopy(next(c for c in release.cells if tags(c).get("grade_id") == "dropout"))
     written = next(c for c in cells if tags(c).get("grade_id") == "dropout")
     pasted = new_code_cell(written.source)  # worked in a copy, and left the original empty
