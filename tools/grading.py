@@ -9,6 +9,7 @@ import html
 import io
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -301,7 +302,11 @@ class GradeInSandbox(NbGraderPreprocessor):
                     new_output("stream", name="stdout", text="✓ all tests of this cell passed")
                     if message is None
                     else new_output(
-                        "error", ename="Mistake", evalue=message, traceback=[f"✗ {message}"]
+                        "error",
+                        ename="Mistake",
+                        evalue=message,
+                        # In red, and not wider than the page.
+                        traceback=[f"\x1b[31m{textwrap.fill(f'✗ {message}', 90)}\x1b[0m"],
                     )
                 ]
         stopped = [f"{i}: {m}" for i, m in wrong.items() if m and m.startswith("CHECK STOPPED")]

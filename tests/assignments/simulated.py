@@ -131,16 +131,16 @@ def hostile(release, target="/nowhere"):
     steal = f"""
 import os, pathlib
 def dropout(h, q, training=True):
-    for path in ({target!r}, {str(classroom.SOURCES)!r}, "/proc/1/environ"):
-        found = pathlib.Path(path)
-        if found.exists() and os.listdir(path):
+    for path in ({target!r}, {str(classroom.SOURCES)!r}, {str(classroom.ROOT / "tests")!r}):
+        if pathlib.Path(path).exists():
             raise SystemExit("SAW " + path)
-    for path in ({target!r} + "/gradebook.db", "/tmp/../{target}/marks.csv"):
+    for path in ({target!r} + "/gradebook.db", "/tmp/.." + {target!r} + "/marks.csv"):
         try:
             open(path, "w").write("100")
+            raise SystemExit("WROTE " + path)
         except OSError:
             pass
-    raise ValueError("SAW NOTHING")
+    raise ValueError("SAW " + "NOTHING")
 """
     return answered(
         release,

@@ -144,7 +144,7 @@ class TestAssignment:
         pages = {}
         for who in ("solution", "untouched"):
             page = (classroom.OUT / "feedback" / name / f"{who}.html").read_text("utf-8")
-            pages[who] = BeautifulSoup(page, "html.parser").get_text()
+            pages[who] = " ".join(BeautifulSoup(page, "html.parser").get_text().split())
             assert "FRESH" not in pages[who]
         assert pages["solution"].count("all tests of this cell passed") == len(tests)
         assert pages["untouched"].count("is not written yet. Replace the line") == len(tests)
