@@ -305,8 +305,7 @@ class GradeInSandbox(NbGraderPreprocessor):
                         "error",
                         ename="Mistake",
                         evalue=message,
-                        # In red, and not wider than the page.
-                        traceback=[f"\x1b[31m{textwrap.fill(f'✗ {message}', 90)}\x1b[0m"],
+                        traceback=[textwrap.fill(f"✗ {message}", 90)],  # not wider than the page
                     )
                 ]
         stopped = [f"{i}: {m}" for i, m in wrong.items() if m and m.startswith("CHECK STOPPED")]
