@@ -15,10 +15,10 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides notebooks benchmark test colab links lint clean
+.PHONY: help env book serve slides assignments notebooks benchmark test colab links lint clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 env:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -36,6 +36,9 @@ serve: book ## build the book and serve it on this machine
 slides: book ## make the slides of three lectures, for _build/slides
 	@$(BIN)/python tools/build_slides.py --workers $(WORKERS)
 
+assignments: env ## make each assignment for students and for you, for assignments/ and _build/assignments
+	@$(BIN)/python tools/classroom.py build
+
 notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their outputs, to commit
 	@$(BIN)/python tools/build_book.py notebooks $(ONLY) --workers $(WORKERS)
 
@@ -51,6 +54,8 @@ lint: env ## ruff (docstrings and formatting included) and mypy
 test: lint book ## everything that is tested: lint, types, book, notebooks, library, browser
 	@echo "==> Notebooks against their committed outputs"
 	@$(BIN)/pytest book --nbval-lax -n $(WORKERS) --dist loadfile
+	@echo "==> Assignments: solution and empty notebook, from the source to the marks"
+	@$(BIN)/python tools/classroom.py build --check
 	@echo "==> Library, built book, browser"
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --cov
 

@@ -1,0 +1,22 @@
+"""How a wrong solution is declared."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """One function of an assignment, written as somebody might who has misunderstood something.
+
+    Attributes:
+        name: What is misunderstood.
+        function: The function, which is also the grade_id of its cell.
+        source: What stands in that cell.
+        fails: The test cells that are lost, all others keep their marks.
+        says: Words of the message that a lost cell shows.
+    """
+
+    name: str
+    function: str
+    source: str
+    fails: frozenset[str] | set[str]
+    says: str
