@@ -230,16 +230,24 @@ WRONG = [
     wrong(
         "evaluates under noise",
         "train",
-        {*NONE, *RULES},
-        "before training",
+        NONE,
+        "dropout is on while you evaluate",
         ("        model.eval()\n", "        model.train()\n"),
     ),
     wrong(
         "does not clip",
         "train",
-        NONE,
-        "not clipped",
+        # At this step size the training then goes astray, and no rule can be told from another.
+        {*NONE, *RULES},
+        "Is the gradient clipped",
         ("            torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)\n", ""),
+    ),
+    wrong(
+        "gradients add up",
+        "train",
+        NONE,
+        "gradient of the last step",
+        ("            optimizer.zero_grad()\n", ""),
     ),
     wrong(
         "does not carry the state",
@@ -261,6 +269,13 @@ WRONG = [
         {*NONE, *RULES},
         "two lists are expected",
         ("return curves", "return curves[0]"),
+    ),
+    wrong(
+        "the validation text twice",
+        "train",
+        NONE,
+        "not that of the test text",
+        ("text()[1:]", "(text()[1], text()[1])"),
     ),
     wrong(
         "nothing before training",
