@@ -81,22 +81,28 @@ def effect(exact_effect: Answer, n: Numbers) -> None:
     )
 
 
+def expect_change(what: str, values: Tensor) -> None:
+    """Refuse what is the same for inputs that differ: it would agree with itself."""
+    if (values == values[0]).all():
+        raise Mistake(f"{what}: the result is the same for inputs that differ.")
+
+
 def shared(answer: Answer, n: Numbers) -> None:
     """Features of one group must count as one feature that holds their sum."""
     x, y, w, b = some_rows(n, 5)
     q = n.uniform(0.2, 0.35)
     members = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 1, 1]], dtype=torch.float64)
-    one = torch.ones(2, dtype=torch.float64)
+    expect_change(answer.name, answer.numbers(x, y, w, b, q, members, shape=(6,)))
+    one, apart = torch.ones(2, dtype=torch.float64), torch.eye(5, dtype=torch.float64)
     expect(
         f"{answer.name}, five features in two groups, against two features that hold the sums",
         answer(x, y, w, b, q, members),
-        answer((x * w) @ members.T, y, one, b, q, torch.eye(2, dtype=torch.float64)),
+        answer.numbers((x * w) @ members.T, y, one, b, q, apart[:2, :2], shape=(6,)),
         mistakes={
             SQUARED_FIRST
             if answer.name == "quadratic_form"
-            else "each feature has a noise of its own. A group has one η for all its members.": answer(
-                x, y, w, b, q, torch.eye(5, dtype=torch.float64)
-            )
+            else "each feature has a noise of its own. A group has one η for all its "
+            "members.": answer.numbers(x, y, w, b, q, apart, shape=(6,))
         },
     )
 
@@ -146,7 +152,7 @@ def form(quadratic_form: Answer, n: Numbers) -> None:
 
 @check
 def form_shared(quadratic_form: Answer, n: Numbers) -> None:
-    """quadratic_form adds within a group before it squares."""
+    """quadratic_form is right for features that share a noise."""
     shared(quadratic_form, n)
 
 
@@ -253,6 +259,7 @@ def regularizer_mean(r_approx: Answer, n: Numbers) -> None:
     y, q = torch.tensor([0, 1, 2, 1]), [n.uniform(0.15, 0.25), n.uniform(0.35, 0.5)]
     single = [r_approx(weights, x[i : i + 1], y[i : i + 1], q) for i in range(4)]
     each = torch.stack([number("r_approx of one example", value) for value in single])
+    expect_change("r_approx", each)
     expect(
         "r_approx of 4 examples, against those of each",
         r_approx(weights, x, y, q),
@@ -431,8 +438,10 @@ def label_gradient(sampled_label_gradient: Answer, n: Numbers) -> None:
     values, chances = [], []
     for labels in product(range(2), repeat=3):
         given = [w.detach() for w in weights]
-        value = sampled_label_gradient(given, x, q, torch.tensor(labels))
-        values.append(as_numbers("sampled_label_gradient", value))
+        value = sampled_label_gradient.numbers(
+            given, x, q, torch.tensor(labels), shape=truth.shape
+        )
+        values.append(value)
         chances.append(p[range(3), labels].prod().item())
     mean = sum(chance * value for chance, value in zip(chances, values, strict=True))
     expect(

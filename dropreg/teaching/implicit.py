@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dropreg.teaching import mlp
 from dropreg.teaching.core import Answer, Mistake, Numbers, as_numbers, check, expect
-from dropreg.teaching.explicit import PLAIN_Q, SUMMED, expect_either
+from dropreg.teaching.explicit import PLAIN_Q, SUMMED, expect_change, expect_either
 
 SQRT2 = 2**0.5
 
@@ -105,12 +105,14 @@ def noise_mean(xi: Answer, n: Numbers) -> None:
     """xi of a batch is the mean over its examples."""
     weights, x, y = mlp.random_weights(n, 3, 2, 3), n.normal(4, 3), torch.tensor([0, 1, 2, 1])
     eta = n.normal(4, 4)
+    count = sum(w.numel() for w in weights)
     each = torch.stack(
         [
-            as_numbers("xi", xi(weights, pair(eta[i : i + 1]), x[i : i + 1], y[i : i + 1]))
+            xi.numbers(weights, pair(eta[i, None]), x[i, None], y[i, None], shape=(count,))
             for i in range(4)
         ]
     )
+    expect_change("xi", each)
     expect(
         "xi of 4 examples, against those of each",
         xi(weights, pair(eta), x, y),
@@ -132,7 +134,7 @@ def own_mixed(xi: Answer, weights: list[Tensor], x: Tensor, y: Tensor) -> Tensor
 
 @check
 def covariance(xi_covariance: Answer, xi: Answer, n: Numbers) -> None:
-    """xi_covariance of one example is v M Mᵀ."""
+    """xi_covariance is right for one example."""
     weights, x, y = one_example(n)
     q = n.uniform(0.2, 0.4)
     v, m, own = q / (1 - q), mlp.mixed(weights, x, y)[0], own_mixed(xi, weights, x, y)
@@ -154,15 +156,17 @@ def covariance(xi_covariance: Answer, xi: Answer, n: Numbers) -> None:
 
 @check
 def covariance_batch(xi_covariance: Answer, n: Numbers) -> None:
-    """xi_covariance falls as one over the batch."""
+    """xi_covariance of a batch is right, given that of each example."""
     weights, x, y = mlp.random_weights(n, 3, 2, 3), n.normal(3, 3), torch.tensor([0, 1, 2])
     q = n.uniform(0.2, 0.4)
+    count = sum(w.numel() for w in weights)
     each = torch.stack(
         [
-            as_numbers("xi_covariance", xi_covariance(weights, x[i : i + 1], y[i : i + 1], q))
+            xi_covariance.numbers(weights, x[i, None], y[i, None], q, shape=(count, count))
             for i in range(3)
         ]
     )
+    expect_change("xi_covariance", each)
     mean = mlp.mixed(weights, x, y).mean(0)
     shared = mean @ mean.T
     scale = each[0].trace() / (mlp.mixed(weights, x[:1], y[:1])[0] ** 2).sum()
@@ -214,9 +218,10 @@ def agreement(match: Answer, n: Numbers) -> None:
     """match compares the size and the shape of two covariances."""
     factors = n.normal(2, 4, 3)
     first, second = factors @ factors.mT
+    ratio, cosine = match.numbers(first, second, shape=(2,))
     expect(
         "the ratio of the sizes",
-        torch.as_tensor(match(first, second))[0],
+        ratio,
         first.trace() / second.trace(),
         mistakes={
             "the ratio is upside down: first over second.": second.trace() / first.trace(),
@@ -227,7 +232,7 @@ def agreement(match: Answer, n: Numbers) -> None:
     product = (first * second).sum()
     expect(
         "the cosine",
-        torch.as_tensor(match(first, second))[1],
+        cosine,
         product / (first.norm() * second.norm()),
         mistakes={
             "it is not divided by the lengths of both.": product,
@@ -297,14 +302,16 @@ def dialled_scale(dialled: Answer, xi: Answer, n: Numbers) -> None:
     """dialled adds the noise at the scale that Dropout_k lacks."""
     k, strength = n.integer(3, 5), n.uniform(1.5, 2.5)
     weights, masks, eta, x, y = batch_with_masks(n, k)
-    with_noise = as_numbers("dialled", dialled(weights, masks, eta, x, y, strength))
-    without = as_numbers("dialled", dialled(weights, masks, eta, x, y, 0.0))
     mixed = mlp.mixed(weights, x, y)
+    count = mixed.shape[1:2]
+    with_noise, without = (
+        dialled.numbers(weights, masks, eta, x, y, s, shape=count) for s in (strength, 0.0)
+    )
 
     def xi_of(noise: list[Tensor]) -> Tensor:
         return torch.einsum("npj,nj->p", mixed, torch.cat(noise, 1)) / len(x)
 
-    own = as_numbers("xi", xi(weights, eta, x, y))
+    own = xi.numbers(weights, eta, x, y, shape=count)
     scale, noise = strength * (1 - 1 / k) ** 0.5, xi_of(eta)
     expect_either(
         f"what strength {strength} adds, with {k} masks",

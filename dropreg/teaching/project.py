@@ -14,6 +14,7 @@ from dropreg.data import load_corpus, windows
 from dropreg.models import LSTMLanguageModel, detach
 from dropreg.teaching import mlp
 from dropreg.teaching.core import Answer, Mistake, Numbers, as_numbers, check, expect
+from dropreg.teaching.explicit import expect_change
 
 WORDS, UNITS, Q = 300, 64, 0.4
 LEARNING_RATE, CLIP = 10.0, 0.25
@@ -66,12 +67,13 @@ def window_losses(model: nn.Module, tokens: Tensor) -> tuple[list[float], list[i
 
     Args:
         model: The network.
-        tokens: The text, (n,).
+        tokens: The text, (n,). It is sent to the device of the network.
 
     Returns:
         For each window the mean loss, in nats, and the number of words predicted.
     """
     losses, counts, state = [], [], None
+    tokens = tokens.to(next(model.parameters()).device)
     with torch.no_grad():
         for batch in windows(tokens, 10, 50):
             logits, state = model(batch.inputs, state)
@@ -166,6 +168,8 @@ def padding(two_passes: Answer, n: Numbers) -> None:
     """two_passes leaves out what has no target."""
     plus, minus, targets, step = two_logits(n)
     short = first_two(two_passes(plus, minus, targets, step))
+    other = first_two(two_passes(2 * plus, minus, targets, step))
+    expect_change("two_passes", torch.stack([short, other]))
     more = torch.cat([plus, n.normal(2, 1, 4)], 1), torch.cat([minus, n.normal(2, 1, 4)], 1)
     padded = torch.cat([targets, torch.full((2, 1), -100)], 1)
     expect(

@@ -158,7 +158,7 @@ WRONG = [
         "one number for all rows",
         "exact_effect",
         changed(EFFECT, ("return result", "return result.mean()")),
-        fails=EFFECTS,
+        fails={*EFFECTS, "exact_effect-shared"},
         says="the shape is ()",
     ),
     Wrong(
@@ -212,6 +212,13 @@ WRONG = [
         says="is a slip",
     ),
     Wrong(
+        "nothing but zeros",
+        "quadratic_form",
+        "def quadratic_form(x, y, w, b, q, members):\n    return 0 * y\n",
+        fails={*FORMS, "quadratic_form-shared"},
+        says="same for inputs that differ",
+    ),
+    Wrong(
         "squares before summing what shares a mask",
         "quadratic_form",
         changed(FORM, ("((x * w) * row).sum(1) ** 2", "(((x * w) * row) ** 2).sum(1)")),
@@ -261,6 +268,35 @@ WRONG = [
             "estimate-scatter",
         },
         says="should be (3, 4, 4)",
+    ),
+    Wrong(
+        "matrices multiplied for one example only",
+        "h_out",
+        "def h_out(logits):\n    p = logits.softmax(-1)\n    return torch.diag(p) - torch.outer(p, p)\n",
+        # With it stops what is built on it.
+        fails={
+            "h_out-hessian",
+            "r_approx-layers",
+            "r_approx-batch",
+            "probe-mean",
+            "probe-together",
+            "estimate-mean",
+            "estimate-scatter",
+        },
+        says="stopped with an error",
+    ),
+    Wrong(
+        "a number for each layer",
+        "r_approx",
+        changed(
+            R_APPROX,
+            ("total = torch.zeros(len(x), dtype=x.dtype)", "total = []"),
+            ("total = total + rate", "total += [rate"),
+            (".sum(1) / 2", ".sum(1) / 2]"),
+            ("total.mean()", "torch.stack(total).mean(1)"),
+        ),
+        fails={*LAYERS, "r_approx-batch"},
+        says="one number is expected",
     ),
     Wrong(
         "drops the ½",

@@ -191,6 +191,13 @@ WRONG = [
         "sum over the examples",
         ("leaves[2], y)", "leaves[2], y, reduction='sum')"),
     ),
+    Wrong(
+        "nothing but zeros",
+        "xi",
+        "def xi(weights, eta, x, y):\n    return flat([0 * w for w in weights])\n",
+        {*ONE, "xi-batch", "xi_covariance-batch"},
+        "same for inputs that differ",
+    ),
     wrong(
         "no variance of the noise",
         "xi_covariance",

@@ -196,6 +196,13 @@ WRONG = [
         "two numbers are expected",
         ("torch.stack([", "torch.stack([total, "),
     ),
+    Wrong(
+        "two zeros",
+        "two_passes",
+        "def two_passes(plus, minus, targets, step):\n    return [0.0, 0.0]\n",
+        {*EXPLICIT, *SLOPE, *PADDING},
+        "same for inputs that differ",
+    ),
     wrong(
         "windows weigh alike",
         "perplexity",
@@ -219,6 +226,13 @@ WRONG = [
     ),
     wrong("base 2", "perplexity", {"perplexity-words"}, "the base is e", ("torch.exp(", "torch.exp2(")),
     wrong("the loss", "perplexity", {"perplexity-words"}, "that is the mean loss", ("torch.exp(", "(")),
+    wrong(
+        "prints in the place of return",
+        "perplexity",
+        {"perplexity-words", *NONE, *RULES},  # no training can be measured with it
+        "returns None",
+        ("    return torch", "    last = torch"),
+    ),
     wrong(
         "dropout on in rule none",
         "train",
