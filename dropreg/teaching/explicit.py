@@ -18,8 +18,8 @@ HALF = "it is twice the truth: Taylor's second-order term starts with ½."
 PLAIN_Q = "the noise has variance q/(1-q), not q: kept units are divided by 1-q."
 SUMMED = "it is a sum over the examples; the loss is a mean over them."
 SQUARED_FIRST = (
-    "each feature is squared by itself. Features of a group share one η: what has the same noise is "
-    "added first, then squared."
+    "each feature is squared by itself. Features of a group share one η: what has the same noise "
+    "is added first, then squared."
 )
 
 
@@ -59,7 +59,7 @@ def some_rows(n: Numbers, features: int) -> tuple[Tensor, Tensor, Tensor, float]
 
 @check
 def effect(exact_effect: Answer, n: Numbers) -> None:
-    """exact_effect is the mean over all masks."""
+    """`exact_effect` is the mean over all masks."""
     rows, q = some_rows(n, 3), n.uniform(0.2, 0.35)
     clean = logistic_loss(*rows)
     truth = average(rows, 0, 1 / (1 - q), q) - clean
@@ -74,7 +74,9 @@ def effect(exact_effect: Answer, n: Numbers) -> None:
             - clean,
             "all masks count alike. A mask with m of d features dropped has the probability "
             "qᵐ (1-q)ᵈ⁻ᵐ.": average(rows, 0, 1 / (1 - q), 0.5) - clean,
-            "q is the probability to drop a feature, not to keep it.": average(rows, 0, 1 / q, 1 - q)
+            "q is the probability to drop a feature, not to keep it.": average(
+                rows, 0, 1 / q, 1 - q
+            )
             - clean,
             "that is the loss under masks. Take the clean loss off.": truth + clean,
         },
@@ -109,13 +111,13 @@ def shared(answer: Answer, n: Numbers) -> None:
 
 @check
 def effect_shared(exact_effect: Answer, n: Numbers) -> None:
-    """exact_effect draws one noise for each group."""
+    """`exact_effect` draws one noise for each group."""
     shared(exact_effect, n)
 
 
 @check
 def form(quadratic_form: Answer, n: Numbers) -> None:
-    """quadratic_form is the second-order term."""
+    """`quadratic_form` is the second-order term."""
     rows, q = some_rows(n, 3), n.uniform(0.2, 0.35)
     x, y, w, b = rows
     v = q / (1 - q)
@@ -152,13 +154,13 @@ def form(quadratic_form: Answer, n: Numbers) -> None:
 
 @check
 def form_shared(quadratic_form: Answer, n: Numbers) -> None:
-    """quadratic_form is right for features that share a noise."""
+    """`quadratic_form` is right for features that share a noise."""
     shared(quadratic_form, n)
 
 
 @check
 def output_hessian(h_out: Answer, n: Numbers) -> None:
-    """h_out is the second derivative of the cross-entropy in the logits."""
+    """`h_out` is the second derivative of the cross-entropy in the logits."""
     z = n.normal(3, 4)
     p = z.softmax(1)
     truth = mlp.output_hessian(z)
@@ -171,8 +173,8 @@ def output_hessian(h_out: Answer, n: Numbers) -> None:
             "off the diagonal there is something, too: raise one logit, and every probability "
             "moves.": truth.diagonal(dim1=1, dim2=2).diag_embed(),
             "the probabilities alone are not it: differentiate the softmax.": p.diag_embed(),
-            "the sign of the outer product is wrong: rows of the Hessian add up to 0.": p.diag_embed()
-            + outer,
+            "the sign of the outer product is wrong: rows of the Hessian add up to "
+            "0.": p.diag_embed() + outer,
             "every logit has a sigmoid of its own there. The classes share one softmax.": (
                 z.sigmoid() * (1 - z.sigmoid())
             ).diag_embed(),
@@ -210,7 +212,7 @@ def expect_either(
 
 @check
 def regularizer(r_approx: Answer, h_out: Answer, n: Numbers) -> None:
-    """r_approx is the Gauss-Newton form, over both layers."""
+    """`r_approx` is the Gauss-Newton form, over both layers."""
     weights, x, y = mlp.random_weights(n, 3, 3, 3), n.normal(1, 3), torch.tensor([n.integer(0, 2)])
     q = [n.uniform(0.15, 0.25), n.uniform(0.35, 0.5)]
     v, a = mlp.variances(q, weights), mlp.jacobian(weights, x)
@@ -254,7 +256,7 @@ def regularizer(r_approx: Answer, h_out: Answer, n: Numbers) -> None:
 
 @check
 def regularizer_mean(r_approx: Answer, n: Numbers) -> None:
-    """r_approx of a batch is the mean over its examples."""
+    """`r_approx` of a batch is the mean over its examples."""
     weights, x = mlp.random_weights(n, 3, 2, 3), n.normal(4, 3)
     y, q = torch.tensor([0, 1, 2, 1]), [n.uniform(0.15, 0.25), n.uniform(0.35, 0.5)]
     single = [r_approx(weights, x[i : i + 1], y[i : i + 1], q) for i in range(4)]
@@ -270,7 +272,7 @@ def regularizer_mean(r_approx: Answer, n: Numbers) -> None:
 
 @check
 def probe_mean(probe: Answer, h_out: Answer, n: Numbers) -> None:
-    """probe has the mean R_approx over all sign patterns."""
+    """`probe` has the mean R_approx over all sign patterns."""
     weights, x = mlp.random_weights(n, 3, 2, 3), n.normal(1, 3)
     q = [n.uniform(0.15, 0.25), n.uniform(0.35, 0.5)]
     v, a, z = mlp.variances(q, weights), mlp.jacobian(weights, x), mlp.clean_logits(weights, x)
@@ -302,7 +304,7 @@ def probe_mean(probe: Answer, h_out: Answer, n: Numbers) -> None:
 
 @check
 def probe_together(probe: Answer, h_out: Answer, n: Numbers) -> None:
-    """probe sends the noise of both layers through together."""
+    """`probe` sends the noise of both layers through together."""
     weights, x, p = mlp.random_weights(n, 3, 2, 3), n.normal(1, 3), n.uniform(0.2, 0.4)
     a, z = mlp.jacobian(weights, x)[0], mlp.clean_logits(weights, x)
     one, two = torch.ones(1, 2, dtype=torch.float64), torch.tensor([[1.0, -1.0]]).double()
@@ -342,7 +344,7 @@ DRAWS, ROWS = 80, 8
 
 @check
 def estimate_mean(estimate: Answer, probe: Answer, n: Numbers) -> None:
-    """estimate has the mean R_approx."""
+    """`estimate` has the mean R_approx."""
     weights, x = mlp.random_weights(n, 3, 2, 3), n.normal(ROWS, 3)
     q = [n.uniform(0.3, 0.4), n.uniform(0.3, 0.4)]
     b, truth, variance = moments(weights, x, q)
@@ -362,7 +364,9 @@ def estimate_mean(estimate: Answer, probe: Answer, n: Numbers) -> None:
     )
 
 
-def own_scale(probe: Answer, weights: list[Tensor], x: Tensor, q: list[float], truth: Tensor) -> float:
+def own_scale(
+    probe: Answer, weights: list[Tensor], x: Tensor, q: list[float], truth: Tensor
+) -> float:
     """The mean of the student's probe over the truth, to judge what is built on it."""
     signs = mlp.every_sign(4).repeat(len(x), 1)
     rows = x.repeat_interleave(16, 0)
@@ -375,7 +379,7 @@ def own_scale(probe: Answer, weights: list[Tensor], x: Tensor, q: list[float], t
 
 @check
 def estimate_spread(estimate: Answer, probe: Answer, n: Numbers) -> None:
-    """estimate draws fresh noise for every example and every estimate."""
+    """`estimate` draws fresh noise for every example and every estimate."""
     weights = mlp.random_weights(n, 3, 2, 3)
     x = n.normal(1, 3).expand(ROWS, -1)  # equal examples: a noise that they share shows most
     q = [n.uniform(0.3, 0.4), n.uniform(0.3, 0.4)]
@@ -419,7 +423,7 @@ def own_spread(
 
 @check
 def label_gradient(sampled_label_gradient: Answer, n: Numbers) -> None:
-    """sampled_label_gradient has the mean ∇R_approx over the model's own labels."""
+    """`sampled_label_gradient` has the mean ∇R_approx over the model's own labels."""
     weights, x = mlp.random_weights(n, 3, 2, 2), n.normal(3, 3)
     q = [n.uniform(0.15, 0.25), n.uniform(0.35, 0.5)]
     leaves = [w.requires_grad_() for w in weights]
@@ -438,9 +442,7 @@ def label_gradient(sampled_label_gradient: Answer, n: Numbers) -> None:
     values, chances = [], []
     for labels in product(range(2), repeat=3):
         given = [w.detach() for w in weights]
-        value = sampled_label_gradient.numbers(
-            given, x, q, torch.tensor(labels), shape=truth.shape
-        )
+        value = sampled_label_gradient.numbers(given, x, q, torch.tensor(labels), shape=truth.shape)
         values.append(value)
         chances.append(p[range(3), labels].prod().item())
     mean = sum(chance * value for chance, value in zip(chances, values, strict=True))
@@ -449,10 +451,10 @@ def label_gradient(sampled_label_gradient: Answer, n: Numbers) -> None:
         mean,
         truth,
         mistakes={
-            "the sampled label is differentiated plainly. Its probability depends on the weights as "
-            "well, and autograd does not know: H_out is frozen.": plain,
-            "only the probability of the label is differentiated. The squares depend on the weights, "
-            "too.": truth - plain,
+            "the sampled label is differentiated plainly. Its probability depends on the weights "
+            "as well, and autograd does not know: H_out is frozen.": plain,
+            "only the probability of the label is differentiated. The squares depend on the "
+            "weights, too.": truth - plain,
             "∂ℓ/∂h is detached. It depends on the weights as h does: create_graph=True.": gradient(
                 h**2 * squares
             ),

@@ -14,16 +14,21 @@ SQRT2 = 2**0.5
 
 @check
 def size(signs: Answer, n: Numbers) -> None:
-    """signs have dropout's variance, all of one size."""
+    """`signs` have dropout's variance, all of one size."""
     q = n.uniform(0.2, 0.45)
     v = q / (1 - q)
     eta = as_numbers("signs", signs(6, 5, q))
-    if eta.shape == (6, 5) and (eta < 0).any() and eta.std() > 0 and (eta.abs() != eta.abs()[0, 0]).any():
+    if (
+        eta.shape == (6, 5)
+        and (eta < 0).any()
+        and eta.std() > 0
+        and (eta.abs() != eta.abs()[0, 0]).any()
+    ):
         values = eta.unique()
         if len(values) == 2:
             raise Mistake(
-                "signs: that is dropout's own law, of two sizes. Rademacher noise has one size, and "
-                "both signs are equally likely."
+                "signs: that is dropout's own law, of two sizes. Rademacher noise has one size, "
+                "and both signs are equally likely."
             )
     expect(
         "the size of the noise",
@@ -39,7 +44,7 @@ def size(signs: Answer, n: Numbers) -> None:
 
 @check
 def fair(signs: Answer, n: Numbers) -> None:
-    """signs are fair, and drawn for every example and unit."""
+    """`signs` are fair, and drawn for every example and unit."""
     rows, units = 2000, 8
     drawn = as_numbers("signs", signs(rows, units, n.uniform(0.2, 0.45))).sign()
     if drawn.shape != (rows, units):
@@ -68,7 +73,7 @@ def pair(eta: Tensor) -> list[Tensor]:
 
 @check
 def noise(xi: Answer, n: Numbers) -> None:
-    """xi is the gradient of the slope along the noise."""
+    """`xi` is the gradient of the slope along the noise."""
     weights, x, y = one_example(n)
     eta = (0.7 * n.normal(1, 4)).clamp(-1.2, 1.2)
     m = mlp.mixed(weights, x, y)[0]
@@ -90,8 +95,8 @@ def noise(xi: Answer, n: Numbers) -> None:
             "h is detached. It depends on the weights as ∂ℓ/∂h does.": truth - through_h,
             "that is the gradient under the noise. ξ is its part that is linear in η, without the "
             "clean gradient.": under,
-            "that is the gradient under the noise less the clean one, with all orders in η. ξ is the "
-            "linear one: take the slope at η = 0.": under - clean,
+            "that is the gradient under the noise less the clean one, with all orders in η. ξ is "
+            "the linear one: take the slope at η = 0.": under - clean,
             "that is half the difference under η and -η, with all odd orders. ξ is the linear one: "
             "take the slope at η = 0.": (under - mirrored) / 2,
             "the noise of the first layer is missing.": m @ last,
@@ -102,7 +107,7 @@ def noise(xi: Answer, n: Numbers) -> None:
 
 @check
 def noise_mean(xi: Answer, n: Numbers) -> None:
-    """xi of a batch is the mean over its examples."""
+    """`xi` of a batch is the mean over its examples."""
     weights, x, y = mlp.random_weights(n, 3, 2, 3), n.normal(4, 3), torch.tensor([0, 1, 2, 1])
     eta = n.normal(4, 4)
     count = sum(w.numel() for w in weights)
@@ -134,7 +139,7 @@ def own_mixed(xi: Answer, weights: list[Tensor], x: Tensor, y: Tensor) -> Tensor
 
 @check
 def covariance(xi_covariance: Answer, xi: Answer, n: Numbers) -> None:
-    """xi_covariance is right for one example."""
+    """`xi_covariance` is right for one example."""
     weights, x, y = one_example(n)
     q = n.uniform(0.2, 0.4)
     v, m, own = q / (1 - q), mlp.mixed(weights, x, y)[0], own_mixed(xi, weights, x, y)
@@ -148,15 +153,16 @@ def covariance(xi_covariance: Answer, xi: Answer, n: Numbers) -> None:
             PLAIN_Q: q * m @ m.T,
             "the variance of the noise enters once; its size, the root, twice.": v**2 * m @ m.T,
             "the variance of the noise enters once, not its root.": v**0.5 * m @ m.T,
-            "the ξ of the coordinates are added before they are multiplied. The coordinates of η are "
-            "independent: it is their covariances that add.": v * torch.outer(m.sum(1), m.sum(1)),
+            "the ξ of the coordinates are added before they are multiplied. The coordinates of η "
+            "are independent: it is their covariances that add.": v
+            * torch.outer(m.sum(1), m.sum(1)),
         },
     )
 
 
 @check
 def covariance_batch(xi_covariance: Answer, n: Numbers) -> None:
-    """xi_covariance of a batch is right, given that of each example."""
+    """`xi_covariance` of a batch is right, given that of each example."""
     weights, x, y = mlp.random_weights(n, 3, 2, 3), n.normal(3, 3), torch.tensor([0, 1, 2])
     q = n.uniform(0.2, 0.4)
     count = sum(w.numel() for w in weights)
@@ -187,7 +193,7 @@ def covariance_batch(xi_covariance: Answer, n: Numbers) -> None:
 
 @check
 def odd_part(odd_covariance: Answer, n: Numbers) -> None:
-    """odd_covariance is that of dropout's odd part, over all masks."""
+    """`odd_covariance` is that of dropout's odd part, over all masks."""
     weights, x, y = one_example(n)
     strength = n.uniform(0.6, 0.9)
     signs = mlp.every_sign(4)
@@ -215,7 +221,7 @@ def odd_part(odd_covariance: Answer, n: Numbers) -> None:
 
 @check
 def agreement(match: Answer, n: Numbers) -> None:
-    """match compares the size and the shape of two covariances."""
+    """`match` compares the size and the shape of two covariances."""
     factors = n.normal(2, 4, 3)
     first, second = factors @ factors.mT
     ratio, cosine = match.numbers(first, second, shape=(2,))
@@ -244,11 +250,15 @@ def agreement(match: Answer, n: Numbers) -> None:
 
 @check
 def put_back(pair_noise: Answer, n: Numbers) -> None:
-    """pair_noise has the covariance of dropout's noise."""
+    """`pair_noise` has the covariance of dropout's noise."""
     weights, x, y = one_example(n)
     first, second = 0.7 * n.normal(2, 4)
-    difference = mlp.gradient(weights, first, x[0], y[0]) - mlp.gradient(weights, second, x[0], y[0])
-    value = as_numbers("pair_noise", pair_noise(weights, pair(first[None]), pair(second[None]), x, y))
+    difference = mlp.gradient(weights, first, x[0], y[0]) - mlp.gradient(
+        weights, second, x[0], y[0]
+    )
+    value = as_numbers(
+        "pair_noise", pair_noise(weights, pair(first[None]), pair(second[None]), x, y)
+    )
     if value.shape == difference.shape and value @ difference < 0:
         value = -value  # either order has the same law
     expect(
@@ -256,7 +266,8 @@ def put_back(pair_noise: Answer, n: Numbers) -> None:
         value,
         difference / SQRT2,
         mistakes={
-            "it is √2 too large. The variance of a difference is the sum of two variances.": difference,
+            "it is √2 too large. The variance of a difference is the sum of two "
+            "variances.": difference,
             "it is √2 too small: half the difference has half the variance of one.": difference / 2,
         },
     )
@@ -273,7 +284,7 @@ def batch_with_masks(
 
 @check
 def dialled_objective(dialled: Answer, n: Numbers) -> None:
-    """dialled at strength 0 is the gradient of Dropout_k."""
+    """`dialled` at strength 0 is the gradient of Dropout_k."""
     k = n.integer(3, 5)
     weights, masks, eta, x, y = batch_with_masks(n, k)
     together = torch.cat(masks, 2)
@@ -299,7 +310,7 @@ def dialled_objective(dialled: Answer, n: Numbers) -> None:
 
 @check
 def dialled_scale(dialled: Answer, xi: Answer, n: Numbers) -> None:
-    """dialled adds the noise at the scale that Dropout_k lacks."""
+    """`dialled` adds the noise at the scale that Dropout_k lacks."""
     k, strength = n.integer(3, 5), n.uniform(1.5, 2.5)
     weights, masks, eta, x, y = batch_with_masks(n, k)
     mixed = mlp.mixed(weights, x, y)
@@ -325,13 +336,13 @@ def dialled_scale(dialled: Answer, xi: Answer, n: Numbers) -> None:
             * (1 - 1 / k)
             * noise,
             "1/k is the share that Dropout_k still has. Add the rest.": strength * k**-0.5 * noise,
-            "it is √2 too small. Half of a difference of two passes has that factor; ξ has not.": scale
-            / SQRT2
-            * noise,
+            "it is √2 too small. Half of a difference of two passes has that factor; ξ has "
+            "not.": scale / SQRT2 * noise,
             "it is √2 too large. A difference of two passes needs that factor; ξ does not.": scale
             * SQRT2
             * noise,
             "the noise η is not used: a mask of the objective is used again. Then the two are not "
-            "independent, and their variances do not add.": scale * xi_of([mask[0] for mask in masks]),
+            "independent, and their variances do not add.": scale
+            * xi_of([mask[0] for mask in masks]),
         },
     )

@@ -84,7 +84,7 @@ def window_losses(model: nn.Module, tokens: Tensor) -> tuple[list[float], list[i
 
 @check
 def of_windows(perplexity: Answer, n: Numbers) -> None:
-    """perplexity weighs every word alike."""
+    """`perplexity` weighs every word alike."""
     losses = [n.uniform(3, 3.4), n.uniform(3.4, 3.8), n.uniform(4, 5)]
     counts = [500, 500, n.integer(40, 90)]
     values, weights = torch.tensor(losses).double(), torch.tensor(counts).double()
@@ -94,7 +94,8 @@ def of_windows(perplexity: Answer, n: Numbers) -> None:
         perplexity(losses, counts),
         mean.exp(),
         mistakes={
-            "every window weighs the same. The last one is shorter: weigh by the words.": values.mean().exp(),
+            "every window weighs the same. The last one is shorter: weigh by the "
+            "words.": values.mean().exp(),
             "the perplexities are averaged. Average the losses, then take the exponential.": (
                 values.exp() * weights
             ).sum()
@@ -116,7 +117,7 @@ def two_logits(n: Numbers) -> tuple[Tensor, Tensor, Tensor, float]:
 
 @check
 def explicit_part(two_passes: Answer, n: Numbers) -> None:
-    """two_passes gives ½ tᵀHt, the estimate of R_approx."""
+    """`two_passes` gives ½ tᵀHt, the estimate of R_approx."""
     plus, minus, targets, step = two_logits(n)
     t = ((plus - minus) / (2 * step)).flatten(0, 1)
     middle = ((plus + minus) / 2).flatten(0, 1)
@@ -146,7 +147,7 @@ def explicit_part(two_passes: Answer, n: Numbers) -> None:
 
 @check
 def slope_part(two_passes: Answer, n: Numbers) -> None:
-    """two_passes gives the slope of the loss along the noise."""
+    """`two_passes` gives the slope of the loss along the noise."""
     plus, minus, targets, step = two_logits(n)
     losses = [F.cross_entropy(z.flatten(0, 1), targets.flatten()) for z in (plus, minus)]
     truth = (losses[0] - losses[1]) / (2 * step)
@@ -156,7 +157,9 @@ def slope_part(two_passes: Answer, n: Numbers) -> None:
         truth,
         mistakes={
             "between the two passes lie 2 steps, not one.": 2 * truth,
-            "the difference is not divided by the 2 steps between the two passes.": 2 * step * truth,
+            "the difference is not divided by the 2 steps between the two passes.": 2
+            * step
+            * truth,
             "the sign is wrong: the loss under +η comes first.": -truth,
             "it is a sum over the words. Take the mean.": 6 * truth,
         },
@@ -165,7 +168,7 @@ def slope_part(two_passes: Answer, n: Numbers) -> None:
 
 @check
 def padding(two_passes: Answer, n: Numbers) -> None:
-    """two_passes leaves out what has no target."""
+    """`two_passes` leaves out what has no target."""
     plus, minus, targets, step = two_logits(n)
     short = first_two(two_passes(plus, minus, targets, step))
     other = first_two(two_passes(2 * plus, minus, targets, step))
@@ -177,9 +180,8 @@ def padding(two_passes: Answer, n: Numbers) -> None:
         first_two(two_passes(*more, padded, step)),
         short,
         mistakes={
-            "the words without a target are in the denominator. Count those that are predicted.": short
-            * 6
-            / 8
+            "the words without a target are in the denominator. Count those that are "
+            "predicted.": short * 6 / 8
         },
     )
 
@@ -255,7 +257,7 @@ def far(first: float, second: float) -> float:
 
 @check
 def train_none(train: Answer, perplexity: Answer, n: Numbers) -> None:
-    """train follows the recipe, and evaluates without noise."""
+    """`train` follows the recipe, and evaluates without noise."""
     seed = n.integer(0, 1000)
     valid, test = curves(train, "none", seed, 2)
 
@@ -291,7 +293,9 @@ def train_none(train: Answer, perplexity: Answer, n: Numbers) -> None:
     # Where masks are drawn, two runs differ by a few per cent.
     if distances[message] > 0.03:
         # Without clipping rounding errors grow so fast that nothing is left to compare with.
-        message = "that is not what the recipe gives. Is the gradient clipped? Is the step size right?"
+        message = (
+            "that is not what the recipe gives. Is the gradient clipped? Is the step size right?"
+        )
     raise Mistake(
         f"train, rule 'none', after 2 epochs: {message} (You have {valid[2]:.2f}, it should be "
         f"{truth:.2f}.)"
@@ -300,7 +304,7 @@ def train_none(train: Answer, perplexity: Answer, n: Numbers) -> None:
 
 @check
 def train_rules(train: Answer, n: Numbers) -> None:
-    """train tells its rules apart, and starts all from the same weights."""
+    """`train` tells its rules apart, and starts all from the same weights."""
     seed = n.integer(0, 1000)
     rules = ("none", "dropout", [0.0, 0.0])
     none, dropout, nothing = (curves(train, rule, seed, 1)[0] for rule in rules)
@@ -317,9 +321,7 @@ def train_rules(train: Answer, n: Numbers) -> None:
             "is not that of 'none'. Do the strengths reach the objective, and is its gradient "
             "clipped?"
         )
-    explicit, noise = (
-        curves(train, rule, seed, 1)[0][1] for rule in ([20.0, 0.0], [0.0, 20.0])
-    )
+    explicit, noise = (curves(train, rule, seed, 1)[0][1] for rule in ([20.0, 0.0], [0.0, 20.0]))
     if noise < explicit:
         raise Mistake(
             "train: a noise 20 times as strong throws the training off, a regularizer 20 times as "
@@ -329,7 +331,7 @@ def train_rules(train: Answer, n: Numbers) -> None:
 
 @check
 def chosen(choose: Answer, n: Numbers) -> None:
-    """choose never looks at the test text to choose."""
+    """`choose` never looks at the test text to choose."""
     dip = n.integer(3, 5)
     valid = [40.0 + abs(epoch - dip) + n.uniform(0, 0.4) for epoch in range(10)]
     test = [42.0 + abs(epoch - dip - 2) + n.uniform(0, 0.4) for epoch in range(10)]
@@ -339,8 +341,8 @@ def chosen(choose: Answer, n: Numbers) -> None:
         choose(valid, test),
         test[best],
         mistakes={
-            "it is the best test perplexity: then the test text has chosen the epoch. Choose by the "
-            "validation text.": min(test),
+            "it is the best test perplexity: then the test text has chosen the epoch. Choose by "
+            "the validation text.": min(test),
             "it is the validation perplexity of the epoch.": min(valid),
             "it is that of the last epoch. Choose by the validation text.": test[-1],
         },
@@ -353,7 +355,7 @@ T_95 = {3: 4.302653, 4: 3.182446, 5: 2.776445, 6: 2.570582}
 
 @check
 def paired(compare: Answer, n: Numbers) -> None:
-    """compare pairs the seeds, and gives Student's interval."""
+    """`compare` pairs the seeds, and gives Student's interval."""
     seeds = n.integer(3, 6)
     level = 3.5 + 0.1 * n.normal(seeds)  # what two runs of a seed share
     first, second = (level + 0.02 * n.normal(2, seeds) + torch.tensor([[-0.1], [0.0]])).exp()
@@ -397,7 +399,7 @@ def paired(compare: Answer, n: Numbers) -> None:
 
 @check
 def judged(verdict: Answer, n: Numbers) -> None:
-    """verdict says no more than the interval does."""
+    """`verdict` says no more than the interval does."""
     margin = n.uniform(0.015, 0.025)
     wide, narrow = n.uniform(0.04, 0.06), n.uniform(0.003, 0.0045)
     cases = [
@@ -407,8 +409,8 @@ def judged(verdict: Answer, n: Numbers) -> None:
             narrow / 2,
             wide,
             "not told apart",
-            "the interval holds 0, and also differences larger than the margin. 'Not told apart' is "
-            "not 'equal': it says that the seeds were too few.",
+            "the interval holds 0, and also differences larger than the margin. 'Not told apart' "
+            "is not 'equal': it says that the seeds were too few.",
         ),
         (narrow / 2, narrow, "equal", "all of the interval lies within the margin."),
         (
@@ -423,6 +425,6 @@ def judged(verdict: Answer, n: Numbers) -> None:
         said = verdict(mean, half, margin)
         if said != truth:
             raise Mistake(
-                f"verdict({mean:.3f}, {half:.3f}, margin {margin:.3f}): you say {said!r}, it should "
-                f"be {truth!r}: {why}"
+                f"verdict({mean:.3f}, {half:.3f}, margin {margin:.3f}): you say {said!r}, it "
+                f"should be {truth!r}: {why}"
             )

@@ -150,7 +150,9 @@ WRONG = [
     Wrong(
         "a noise for each feature",
         "exact_effect",
-        changed(EFFECT, ("    groups, v", "    members = torch.eye(len(w)).double()\n    groups, v")),
+        changed(
+            EFFECT, ("    groups, v", "    members = torch.eye(len(w)).double()\n    groups, v")
+        ),
         fails={"exact_effect-shared"},
         says="one η for all its members",
     ),
@@ -473,14 +475,24 @@ def probe(weights, x, q, signs):
     Wrong(
         "one noise for the batch",
         "estimate",
-        changed(ESTIMATE, ("torch.randn(n, units", "torch.randn(1, units"), (".sign()", ".sign().repeat(n, 1)")),
+        changed(
+            ESTIMATE,
+            ("torch.randn(n, units", "torch.randn(1, units"),
+            (".sign()", ".sign().repeat(n, 1)"),
+        ),
         fails={"estimate-scatter"},
         says="all examples share one noise",
     ),
     Wrong(
         "reuses the noise",
         "estimate",
-        changed(ESTIMATE, ("for draw in range(draws):", "for draw in range(draws):\n        torch.manual_seed(0)")),
+        changed(
+            ESTIMATE,
+            (
+                "for draw in range(draws):",
+                "for draw in range(draws):\n        torch.manual_seed(0)",
+            ),
+        ),
         fails={"estimate-mean", "estimate-scatter"},
         says="Draw a new noise for each",
     ),
@@ -508,7 +520,12 @@ def probe(weights, x, q, signs):
     Wrong(
         "detaches the slopes",
         "sampled_label_gradient",
-        changed(LABELS, ("h1 * g1", "h1 * g1.detach()"), ("h2 * g2", "h2 * g2.detach()"), ("(f + extra).mean(), leaves", "f.mean(), leaves, materialize_grads=True")),
+        changed(
+            LABELS,
+            ("h1 * g1", "h1 * g1.detach()"),
+            ("h2 * g2", "h2 * g2.detach()"),
+            ("(f + extra).mean(), leaves", "f.mean(), leaves, materialize_grads=True"),
+        ),
         fails=GRADIENT,
         says="∂ℓ/∂h is detached",
     ),
@@ -529,7 +546,9 @@ def probe(weights, x, q, signs):
     Wrong(
         "divides by the batch twice",
         "sampled_label_gradient",
-        changed(LABELS, ("losses.sum()", "losses.mean()"), ("(f + extra).mean()", "(f + extra).sum()")),
+        changed(
+            LABELS, ("losses.sum()", "losses.mean()"), ("(f + extra).mean()", "(f + extra).sum()")
+        ),
         fails=GRADIENT,
         says="examples twice",
     ),

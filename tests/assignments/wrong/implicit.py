@@ -88,9 +88,7 @@ SIZE, FAIR, ONE = {"signs-size"}, {"signs-fair"}, {"xi-one"}
 OBJECTIVE, SCALE = {"dialled-objective"}, {"dialled-scale"}
 
 
-def wrong(
-    name: str, function: str, fails: set[str], says: str, *changes: tuple[str, str]
-) -> Wrong:
+def wrong(name: str, function: str, fails: set[str], says: str, *changes: tuple[str, str]) -> Wrong:
     """A wrong version of a right solution."""
     return Wrong(name, function, changed(RIGHT[function], *changes), fails, says)
 
@@ -106,7 +104,16 @@ WRONG = [
         "dropout's own law",
         ("< 0.5, -size, size", "< q, -1.0, q / (1 - q)"),
     ),
-    wrong("Gaussian", "signs", SIZE, "not what theory says", ("torch.where(torch.rand(rows, units) < 0.5, -size, size)", "size * torch.randn(rows, units)")),
+    wrong(
+        "Gaussian",
+        "signs",
+        SIZE,
+        "not what theory says",
+        (
+            "torch.where(torch.rand(rows, units) < 0.5, -size, size)",
+            "size * torch.randn(rows, units)",
+        ),
+    ),
     wrong(
         "one noise for all examples",
         "signs",
@@ -325,10 +332,28 @@ WRONG = [
         "not its trace",
         ("(a @ a * (b @ b)).sqrt()", "(first.trace() * second.trace())"),
     ),
-    wrong("off by √2: too large", "pair_noise", {"pair_noise-size"}, "√2 too large", (" * 0.5**0.5", "")),
-    wrong("off by √2: too small", "pair_noise", {"pair_noise-size"}, "√2 too small", ("0.5**0.5", "0.5")),
+    wrong(
+        "off by √2: too large",
+        "pair_noise",
+        {"pair_noise-size"},
+        "√2 too large",
+        (" * 0.5**0.5", ""),
+    ),
+    wrong(
+        "off by √2: too small",
+        "pair_noise",
+        {"pair_noise-size"},
+        "√2 too small",
+        ("0.5**0.5", "0.5"),
+    ),
     wrong("sums over the masks", "dialled", OBJECTIVE, "is their mean", (" / k\n", "\n")),
-    wrong("first mask only", "dialled", OBJECTIVE, "only the first mask", ("i in range(k)) / k", "i in [0])")),
+    wrong(
+        "first mask only",
+        "dialled",
+        OBJECTIVE,
+        "only the first mask",
+        ("i in range(k)) / k", "i in [0])"),
+    ),
     wrong(
         "no masks in the objective",
         "dialled",
@@ -345,7 +370,13 @@ WRONG = [
     ),
     wrong("not scaled", "dialled", SCALE, "it is not scaled", (" * (1 - 1 / k) ** 0.5", "")),
     wrong("scaled by the variance", "dialled", SCALE, "scaled by its root", (" ** 0.5", "")),
-    wrong("what is left for what is missing", "dialled", SCALE, "Add the rest", ("(1 - 1 / k)", "(1 / k)")),
+    wrong(
+        "what is left for what is missing",
+        "dialled",
+        SCALE,
+        "Add the rest",
+        ("(1 - 1 / k)", "(1 / k)"),
+    ),
     wrong("off by √2: too small", "dialled", SCALE, "√2 too small", ("** 0.5", "** 0.5 / 2**0.5")),
     wrong("off by √2: too large", "dialled", SCALE, "√2 too large", ("** 0.5", "** 0.5 * 2**0.5")),
     wrong(

@@ -99,9 +99,7 @@ EXPLICIT, SLOPE, PADDING = {"two_passes-explicit"}, {"two_passes-slope"}, {"two_
 NONE, RULES = {"train-none"}, {"train-rules"}
 
 
-def wrong(
-    name: str, function: str, fails: set[str], says: str, *changes: tuple[str, str]
-) -> Wrong:
+def wrong(name: str, function: str, fails: set[str], says: str, *changes: tuple[str, str]) -> Wrong:
     """A wrong version of a right solution."""
     return Wrong(name, function, changed(RIGHT[function], *changes), fails, says)
 
@@ -215,7 +213,10 @@ WRONG = [
         "perplexity",
         {"perplexity-words"},
         "the perplexities are averaged",
-        ("torch.exp((losses * counts).sum() / counts.sum())", "((losses.exp() * counts).sum() / counts.sum())"),
+        (
+            "torch.exp((losses * counts).sum() / counts.sum())",
+            "((losses.exp() * counts).sum() / counts.sum())",
+        ),
     ),
     wrong(
         "mean of the windows' perplexities",
@@ -224,8 +225,12 @@ WRONG = [
         "perplexities of the windows",
         ("torch.exp((losses * counts).sum() / counts.sum())", "losses.exp().mean()"),
     ),
-    wrong("base 2", "perplexity", {"perplexity-words"}, "the base is e", ("torch.exp(", "torch.exp2(")),
-    wrong("the loss", "perplexity", {"perplexity-words"}, "that is the mean loss", ("torch.exp(", "(")),
+    wrong(
+        "base 2", "perplexity", {"perplexity-words"}, "the base is e", ("torch.exp(", "torch.exp2(")
+    ),
+    wrong(
+        "the loss", "perplexity", {"perplexity-words"}, "that is the mean loss", ("torch.exp(", "(")
+    ),
     wrong(
         "prints in the place of return",
         "perplexity",
@@ -366,11 +371,26 @@ WRONG = [
         "compare",
         {"compare-pairs"},
         "difference of perplexities",
-        ("torch.tensor(first).double().log() - torch.tensor(second).double().log()", "torch.tensor(first).double() - torch.tensor(second).double()"),
+        (
+            "torch.tensor(first).double().log() - torch.tensor(second).double().log()",
+            "torch.tensor(first).double() - torch.tensor(second).double()",
+        ),
     ),
-    wrong("1.96 for three seeds", "compare", {"compare-pairs"}, "take Student's t", ("t * logs.std()", "1.96 * logs.std()")),
+    wrong(
+        "1.96 for three seeds",
+        "compare",
+        {"compare-pairs"},
+        "take Student's t",
+        ("t * logs.std()", "1.96 * logs.std()"),
+    ),
     wrong("forgot √n", "compare", {"compare-pairs"}, "Divide by √n", (" / n**0.5", "")),
-    wrong("divides by n", "compare", {"compare-pairs"}, "take n-1", ("logs.std()", "logs.std(correction=0)")),
+    wrong(
+        "divides by n",
+        "compare",
+        {"compare-pairs"},
+        "take n-1",
+        ("logs.std()", "logs.std(correction=0)"),
+    ),
     wrong(
         "does not pair",
         "compare",
@@ -378,9 +398,27 @@ WRONG = [
         "not paired",
         ("logs.std()", "sum(torch.tensor(v).double().log().var() for v in (first, second)) ** 0.5"),
     ),
-    wrong("one standard error", "compare", {"compare-pairs"}, "standard error, 1 of them", ("t * logs", "logs")),
-    wrong("the whole width", "compare", {"compare-pairs"}, "twice the half", ("t * logs", "2 * t * logs")),
-    wrong("one number", "compare", {"compare-pairs"}, "two numbers are expected", ("return torch.stack(", "return torch.tensor(0.1) + 0 * len(")),
+    wrong(
+        "one standard error",
+        "compare",
+        {"compare-pairs"},
+        "standard error, 1 of them",
+        ("t * logs", "logs"),
+    ),
+    wrong(
+        "the whole width",
+        "compare",
+        {"compare-pairs"},
+        "twice the half",
+        ("t * logs", "2 * t * logs"),
+    ),
+    wrong(
+        "one number",
+        "compare",
+        {"compare-pairs"},
+        "two numbers are expected",
+        ("return torch.stack(", "return torch.tensor(0.1) + 0 * len("),
+    ),
     wrong(
         "not told apart taken for equal",
         "verdict",
