@@ -64,11 +64,14 @@ class Run:
     def config(self) -> dict[str, Any]:
         """All that decides the outcome, as JSON has it."""
         setting = dataclasses.asdict(self.setting)
+        rule = dataclasses.asdict(self.rule)
+        if self.rule.every == 1:
+            del rule["every"]  # the field is younger than the first rows, which must stay valid
         return {
             "task": self.task.name,
             "size": str(self.size),
             "seed": self.seed,
-            "rule": {k: _plain(v) for k, v in dataclasses.asdict(self.rule).items()},
+            "rule": {k: _plain(v) for k, v in rule.items()},
             **{k: _plain(v) for k, v in setting.items()},
         }
 
@@ -311,6 +314,19 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                     "sampled labels, double backward": Rule(
                         "explicit", "analytic", method="sampled_labels"
                     ),
+                }
+            ),
+        ),
+        Experiment(
+            "seldom",
+            "Does it suffice to take the two derived effects at every n-th update?",
+            "ours",
+            _arms(
+                _BASE
+                | {"R_approx + xi_approx": BOTH}
+                | {
+                    f"R_approx + xi_approx, every {n}": dataclasses.replace(BOTH, every=n)
+                    for n in (2, 4)
                 }
             ),
         ),

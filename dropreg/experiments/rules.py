@@ -18,7 +18,7 @@ up, so a rule can be put in front of any optimizer:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,6 +77,9 @@ class Rule:
             it is a double backward, as published.
         noise_scale: Factor on the noise. If None the paper's: sqrt(1 - 1/k) for "dropout_k", which
             brings the covariance back to that of a single mask, and else 1.
+        every: Take "explicit" and its noise at every n-th update only, n times as strong and the
+            noise sqrt(n) times: over n updates the same mean and the same covariance, at 1 + 1/n
+            passes an update. The others follow the clean loss.
     """
 
     objective: Objective | str
@@ -85,6 +88,7 @@ class Rule:
     strength: float = 1.0
     method: ExplicitMethod | str = ExplicitMethod.CENTRAL
     noise_scale: float | None = None
+    every: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, and fill in the noise's scale."""
@@ -98,6 +102,10 @@ class Rule:
             raise InputError(f"k is {self.k!r}; it must be a whole number, at least 1.")
         if self.k > 1 and self.objective is not Objective.DROPOUT_K:
             raise InputError(f"k={self.k} masks belong to 'dropout_k', not to {self.objective!r}.")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise InputError(f"every is {self.every!r}; it must be a whole number, at least 1.")
+        if self.every > 1 and self.objective is not Objective.EXPLICIT:
+            raise InputError(f"every={self.every} belongs to 'explicit', not {self.objective!r}.")
         if not self.strength >= 0:
             raise InputError(f"strength is {self.strength}; it must not be negative.")
         if self.noise_scale is None:
@@ -118,7 +126,28 @@ class Rule:
             name += f"+{self.noise}"
             usual = Rule(self.objective, k=self.k).noise_scale
             name += "" if self.noise_scale == usual else f"-{self.noise_scale:g}"
-        return name
+        return name if self.every == 1 else f"{name}-every{self.every}"
+
+    def at(self, update: int) -> Rule:
+        """The rule of one update; itself, unless it is one for every n-th update.
+
+        Args:
+            update: Number of the update, from 0.
+
+        Returns:
+            A rule whose ``every`` is 1.
+        """
+        if self.every == 1:
+            return self
+        if update % self.every:
+            return Rule(Objective.NONE)
+        assert self.noise_scale is not None
+        return replace(
+            self,
+            strength=self.strength * self.every,
+            noise_scale=self.noise_scale * self.every**0.5,
+            every=1,
+        )
 
     @property
     def at_full_strength(self) -> bool:

@@ -170,7 +170,7 @@ def _epoch(
     noise: torch.Generator,
     tell: Callable[[float, float], None],
 ) -> dict[str, float]:
-    """One pass over the text; returns the means over its updates."""
+    """One pass over the text; returns the means over its updates, of a part where it was taken."""
     setting, device = run.setting, next(model.parameters()).device
     # Of seed and epoch only: every rule sees the same windows.
     lengths = torch.Generator().manual_seed(1_000 * run.seed + epoch)
@@ -182,11 +182,13 @@ def _epoch(
     )
     stream = math.ceil((len(text) - 1) / setting.batch_size)
     sums: defaultdict[str, float] = defaultdict(float)
+    counts: defaultdict[str, int] = defaultdict(int)  # an update may lack a part
     state: State = None
     done = updates = 0
     model.train()
     for inputs, targets in cuts:
-        step = Step(run.rule, model, inputs.to(device), targets.to(device), state, noise)
+        rule = run.rule.at(updates)  # counted from the epoch's first
+        step = Step(rule, model, inputs.to(device), targets.to(device), state, noise)
         optimizer.zero_grad()
         step.backward()
         state = detach(step.state)
@@ -201,10 +203,12 @@ def _epoch(
         done, updates = done + length, updates + 1
         for name, value in step.parts.items():
             sums[name] += value
+            counts[name] += 1
         sums["gradient_norm"] += norm
         sums["clipped"] += norm > setting.clip
         tell(done / stream, step.parts["objective"])
-    return {"updates": updates, **{name: total / updates for name, total in sums.items()}}
+    means = {name: total / counts.get(name, updates) for name, total in sums.items()}
+    return {"updates": updates, **means}
 
 
 def _perplexity(loss: float) -> float:

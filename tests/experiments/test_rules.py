@@ -154,6 +154,25 @@ def test_mean_and_covariance_are_those_of_the_enumerated_noise(name):
         assert abs(squares.mean().item() - trace) <= 4.5 * spread + third_order * trace
 
 
+def test_every_nth_update_has_the_mean_and_the_covariance_of_every_update():
+    rule, mean, covariance = CASES["exact+analytic"]
+    n = 4
+    seldom = Rule("explicit", "analytic", method="exact", strength=1.0, every=n)
+    assert seldom.label == "exact+analytic-every4"
+    assert rule.at(3) is rule
+    assert [seldom.at(i) == Rule("none") for i in range(5)] == [False, True, True, True, False]
+    clean = (n - 1) * draws(Rule("none"), 1)[0]
+    sums = draws(seldom.at(0)) + clean  # the gradients of n updates at fixed weights
+    error = (n * covariance.diagonal() / len(sums)).sqrt()
+    slack = 0.02 * n * mean.abs().max()  # of the central difference, as above, at twice the noise
+    assert ((sums.mean(0) - n * mean).abs() <= 4.5 * error + slack).all()
+    squares = (sums - n * mean).square().sum(1)
+    trace = n * covariance.trace().item()
+    assert squares.mean().item() == pytest.approx(
+        trace, abs=4.5 * (squares.std() / len(sums) ** 0.5).item() + 0.02 * trace
+    )
+
+
 @pytest.mark.parametrize("method", ["central", "sampled_labels", "jvp"])
 def test_estimated_regularizers_have_the_exact_mean(method):
     rows = draws(Rule("explicit", method=method))
@@ -243,6 +262,8 @@ def test_noise_is_scaled_as_in_the_paper():
         ({"objective": "dropout_k", "k": 2.0}, "whole number"),
         ({"objective": "even", "k": 4}, "belong to 'dropout_k'"),
         ({"objective": "l2", "strength": -1.0}, "must not be negative"),
+        ({"objective": "explicit", "every": 0}, "at least 1"),
+        ({"objective": "even", "every": 2}, "belongs to 'explicit'"),
     ],
 )
 def test_impossible_rules_are_refused(arguments, message):
