@@ -321,14 +321,16 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             "seldom",
             "Does it suffice to take the two derived effects at every n-th update?",
             "ours",
-            _arms(_BASE)
-            | {
-                f"R_approx + xi_approx{often}{how}": Arm(LSTM, rule, changes=changes)
+            {
+                f"{name}{how}": Arm(LSTM, rule, changes=changes)
                 for how, changes in {"": {}, ", clip 1": {"clip": 1.0}}.items()
-                for often, rule in {
-                    "": BOTH,
-                    ", every 2": dataclasses.replace(BOTH, every=2),
-                    ", every 4": dataclasses.replace(BOTH, every=4),
+                for name, rule in {
+                    "Dropout_1": DROPOUT[1],
+                    "R_approx + xi_approx": BOTH,
+                    **{
+                        f"R_approx + xi_approx, every {n}": dataclasses.replace(BOTH, every=n)
+                        for n in (2, 4, 8)
+                    },
                 }.items()
             },
         ),
