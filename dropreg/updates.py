@@ -133,10 +133,19 @@ class DropoutReplacement:
         loss: str | Loss,
         distribution: Law | str | None,
         step: float,
+        every: int,
         generator: torch.Generator | None,
     ) -> None:
         """Check and keep the settings; see `replace_dropout`."""
+        if not isinstance(every, int) or every < 1:
+            raise InputError(f"every is {every!r}; it must be a whole number, at least 1.")
+        if every > 1 and ExplicitMethod(method) is ExplicitMethod.EVEN_ODD:
+            raise InputError(
+                f"every={every} with 'even_odd' would give the clean loss the weight {1 - every}, "
+                "and training could run away. Use method='central'."
+            )
         self.model, self.explicit, self.implicit = model, explicit, implicit
+        self._every, self._losses = every, 0
         self.parts: dict[str, Tensor] = {}
         self.output: Any = None
         self._method, self._criterion, self._step = ExplicitMethod(method), resolve(loss), step
@@ -152,7 +161,8 @@ class DropoutReplacement:
             targets: Labels.
 
         Returns:
-            A scalar in the loss's unit: the clean loss plus each effect times its strength.
+            A scalar in the loss's unit: the clean loss plus each effect times its strength; with
+            `every` above 1, the clean loss alone in the steps between.
 
         Raises:
             InputError: If the targets do not fit.
@@ -162,16 +172,24 @@ class DropoutReplacement:
             LogitsError: If the output is not floating-point logits, or holds NaN.
         """
         objective = NoisyLoss(self.model, inputs, self._criterion, targets)
-        if self._method is ExplicitMethod.CENTRAL and (self.explicit or self.implicit):
-            return self._central(objective)
-        if self.explicit == 0 and self.implicit == 0:
+        # Independent draws: n terms of strength 1 and one of sqrt(n) have the same covariance.
+        n = self._every if self._losses % self._every == 0 else 0
+        strengths = {"explicit": n * self.explicit, "implicit": n**0.5 * self.implicit}
+        total = self._total(objective, strengths)
+        self._losses += 1
+        return total
+
+    def _total(self, objective: NoisyLoss, strengths: dict[str, float]) -> Tensor:
+        """The clean loss plus each effect times its strength in this step."""
+        if self._method is ExplicitMethod.CENTRAL and any(strengths.values()):
+            return self._central(objective, strengths)
+        if not any(strengths.values()):
             parts = {"clean": objective(clean, update_buffers=True)}
             self.output = objective.output
         elif self._method is ExplicitMethod.EVEN_ODD:
             parts = self._even_odd(objective)
         else:
             parts = self._separate(objective)
-        strengths = {"explicit": self.explicit, "implicit": self.implicit}
         total = sum(strengths.get(name, 1.0) * part for name, part in parts.items())
         assert isinstance(total, Tensor)
         self.parts = {name: part.detach() for name, part in parts.items()}
@@ -180,12 +198,11 @@ class DropoutReplacement:
     def _probe(self) -> Probe:
         return Probe(self._law or Law.RADEMACHER, self._generator)
 
-    def _central(self, objective: NoisyLoss) -> Tensor:
+    def _central(self, objective: NoisyLoss, strengths: dict[str, float]) -> Tensor:
         """Both effects from a short antithetic pair."""
         step, targets = self._step, objective.require_targets()
         up, down = central_logits(objective, self._probe(), step, update_buffers=True)
         self.output = objective.output
-        strengths = {"explicit": self.explicit, "implicit": self.implicit}
         pair = self._criterion.pair(up, down, targets, step=step, **strengths)
         self.parts = {"clean": pair.clean}
         self.parts |= {name: getattr(pair, name) for name, s in strengths.items() if s != 0}
@@ -234,6 +251,7 @@ def replace_dropout(
     loss: str | Loss = "cross_entropy",
     distribution: Law | str | None = None,
     step: float = DEFAULT_STEP,
+    every: int = 1,
     generator: torch.Generator | None = None,
 ) -> DropoutReplacement:
     r"""Train a model without dropout, with dropout's explicit and implicit effect in its place.
@@ -258,6 +276,11 @@ def replace_dropout(
         step: Strength of the probe in "central". Half the default is closer to the derivative for
             a smooth network, and farther from it for one with kinks; see
             `dropreg.objective.DEFAULT_STEP`.
+        every: Take the effects in every n-th loss only, n times the explicit and sqrt(n) times the
+            implicit one, and the clean loss in between: the same mean and covariance over n steps,
+            for 1 + 1/n passes a step in place of two. Gradients clipped tightly undo this, as the
+            stronger ones are cut; the book's chapter "What it costs" shows both. Not for
+            "even_odd", whose explicit strength must not exceed 1.
         generator: Source of randomness; the default generator if None.
 
     Returns:
@@ -265,7 +288,7 @@ def replace_dropout(
         its parts, for logging.
 
     Raises:
-        InputError: If the method, the loss or the law is unknown.
+        InputError: If the method, the loss or the law is unknown, or `every` cannot be.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
@@ -282,5 +305,6 @@ def replace_dropout(
         loss=loss,
         distribution=distribution,
         step=step,
+        every=every,
         generator=generator,
     )

@@ -225,6 +225,19 @@ def test_unknown_loss_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every is 0; it must be a whole number, at least 1"),
+        ({"every": 2.0}, "every is 2.0; it must be"),
+        ({"every": 4, "method": "even_odd"}, "the weight -3"),
+    ],
+)
+def test_impossible_every(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.InputError, match=message):
+        dropreg.replace_dropout(mlp(), **options)
+
+
+@pytest.mark.parametrize(
     "call", ["explicit_regularizer", "implicit_noise", "replace_dropout", "gradient_noise"]
 )
 def test_unknown_method(call: str) -> None:

@@ -405,6 +405,40 @@ def test_replacement_is_the_sum_of_its_parts(case_name: str, method: str) -> Non
         torch.testing.assert_close(training.parts[name], part.detach(), **tolerance)
 
 
+@pytest.mark.parametrize("method", ["central", "exact"])
+def test_every_nth_loss_has_all_of_the_effects(method: str) -> None:
+    """n R and sqrt(n) xi in the first of n losses, the clean loss in the others."""
+    case, spec, y = setup("locked_rnn")
+    options = {"explicit": 0.7, "implicit": 1.3, "method": method, "step": FINE}
+    clean = oracle.loss_at(case, spec, y, case.zero[None])[0]
+    training = replace_dropout(
+        case.model, every=4, generator=torch.Generator().manual_seed(5), **options
+    )
+    each = replace_dropout(case.model, generator=torch.Generator().manual_seed(5), **options)
+    for number in range(9):
+        total = training.loss(case.inputs, y)
+        if number % 4:
+            assert list(training.parts) == ["clean"]
+            torch.testing.assert_close(total, clean)
+            continue
+        each.loss(case.inputs, y)
+        parts = training.parts
+        assert parts.keys() == each.parts.keys()
+        for name, part in parts.items():  # as they are, before any strength
+            torch.testing.assert_close(part, each.parts[name], rtol=1e-8, atol=1e-8)
+        expected = clean + 4 * 0.7 * parts["explicit"] + 2 * 1.3 * parts["implicit"]
+        torch.testing.assert_close(total, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_a_loss_that_fails_is_not_counted() -> None:
+    case, _, y = setup("mlp")
+    training = replace_dropout(case.model, every=2)
+    with pytest.raises(errors.InputError, match="needs targets"):
+        training.loss(case.inputs, None)
+    training.loss(case.inputs, y)
+    assert "explicit" in training.parts
+
+
 @pytest.mark.parametrize("method", ["central", "even_odd", "exact"])
 @pytest.mark.parametrize(
     ("strengths", "expected"),
