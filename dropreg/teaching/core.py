@@ -156,7 +156,7 @@ class Answer:
         numbers = as_numbers(f"`{self.name}`", self(*args))
         if numbers.shape != shape:
             raise Mistake(
-                f"`{self.name}` returns {tuple(numbers.shape)} numbers; the shape should be {shape}"
+                f"`{self.name}` returns shape {tuple(numbers.shape)}; the shape should be {shape}"
                 + (", a single number." if shape == () else ".")
             )
         return numbers
