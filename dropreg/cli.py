@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--jobs", type=_positive, default=1, help="runs side by side")
         one.add_argument("--max-minutes", type=float, help="stop by then, at the end of an epoch")
 
-    sizes = ("tiny", "small", "full")
+    sizes = ("tiny", "small", "large", "full")
     command("list", _list, "show the experiments")
     run = command("run", _run, "run experiments, or go on with them")
     run.add_argument("names", nargs="*", metavar="NAME", help="experiments, in this order")
@@ -98,7 +98,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from dropreg.experiments.catalog import EXPERIMENTS, experiment
+    from dropreg.experiments.catalog import at_size, experiment
     from dropreg.experiments.runner import Order, without_data
     from dropreg.experiments.tasks import Size
 
@@ -107,7 +107,10 @@ def _run(options: argparse.Namespace) -> int:
     if options.queue and options.size:
         raise InputError("--queue names the size itself; leave --size out.")
     size = Size(options.queue or options.size or "small")
-    chosen = [experiment(name) for name in options.names] or list(EXPERIMENTS.values())
+    chosen = [experiment(name) for name in options.names] or at_size(size)
+    for each in chosen:
+        if size not in each.sizes:
+            raise InputError(f"{each.name} is run at {', '.join(each.sizes)}; say --size.")
     missing = without_data(chosen, size)
     for name, error in missing.items():
         if not options.queue:
@@ -118,11 +121,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from dropreg.experiments.catalog import EXPERIMENTS
+    from dropreg.experiments.catalog import at_size
     from dropreg.experiments.runner import Order
     from dropreg.experiments.tasks import Size
 
-    return _work(options, [Order(list(EXPERIMENTS), size, begun=True) for size in Size])
+    orders = [Order([e.name for e in at_size(size)], size, begun=True) for size in Size]
+    return _work(options, orders)
 
 
 def _work(options: argparse.Namespace, orders: Sequence[Order]) -> int:
@@ -149,13 +153,13 @@ def _work(options: argparse.Namespace, orders: Sequence[Order]) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from dropreg.experiments.catalog import EXPERIMENTS
+    from dropreg.experiments.catalog import at_size
     from dropreg.experiments.tasks import Size
 
     store = _store(options)
     for size in [Size(options.size)] if options.size else Size:
         print(f"{size}: experiment      ended / known  diverged  running  begun  minutes")
-        for each in EXPERIMENTS.values():
+        for each in at_size(size):
             runs = list(each.runs(size, store.lookup))
             ended = [record for record in map(store.lookup, runs) if record]
             diverged = sum(not record.finished for record in ended)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from enum import StrEnum
 from typing import NoReturn
 
@@ -61,3 +64,26 @@ class Choice(StrEnum):
     def _missing_(cls, value: object) -> NoReturn:
         names = ", ".join(repr(str(member)) for member in cls)
         raise InputError(f"{value!r} is no {cls.__name__}. Choose one of: {names}.")
+
+
+_values_are_checked: ContextVar[bool] = ContextVar("values_are_checked", default=True)
+
+
+def values_are_checked() -> bool:
+    """Whether the values of logits and targets are looked at, not only their shapes and types."""
+    return _values_are_checked.get()
+
+
+@contextmanager
+def values_unchecked() -> Iterator[None]:
+    """Within this context nobody looks for NaN in logits, or for labels out of range.
+
+    To look at a value, the processor waits until the GPU has computed it, and then the GPU waits
+    for the next command. A training loop whose labels are known to fit, and which looks at the norm
+    of its gradient now and then, does without.
+    """
+    before = _values_are_checked.set(False)
+    try:
+        yield
+    finally:
+        _values_are_checked.reset(before)

@@ -41,7 +41,7 @@ class CrossEntropyPair(torch.autograd.Function):
         up: Tensor,
         down: Tensor,
         targets: Tensor,
-        count: int,
+        count: int | Tensor,
         step: float,
         explicit: float,
         implicit: float,

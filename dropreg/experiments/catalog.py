@@ -146,12 +146,14 @@ class Experiment:
         title: What it asks.
         source: Where in the paper; "ours" where it is not from there.
         arms: For each curve its name and its runs.
+        sizes: The sizes at which it is run.
     """
 
     name: str
     title: str
     source: str
     arms: Mapping[str, Arm]
+    sizes: Sequence[Size] = (Size.TINY, Size.SMALL, Size.FULL)
 
     def runs(self, size: Size, lookup: Lookup, seeds: Sequence[int] | None = None) -> Iterator[Run]:
         """All runs that are known so far: tuning first, then seed by seed.
@@ -162,8 +164,10 @@ class Experiment:
             seeds: Seeds in place of those that are declared; tuning has its own.
 
         Yields:
-            The runs, each once.
+            The runs, each once; none at a size that it does not have.
         """
+        if size not in self.sizes:
+            return
         seen: set[str] = set()
         by_arm = [arm.runs(size, lookup, seeds) for arm in self.arms.values()]
         in_order = [run for arm in self.arms.values() for run in arm.tuning(size)]
@@ -174,7 +178,9 @@ class Experiment:
                 yield run
 
     def is_complete(self, size: Size, lookup: Lookup) -> bool:
-        """Whether every run has ended, finished or diverged."""
+        """Whether every run at this size has ended, finished or diverged."""
+        if size not in self.sizes:
+            return True
         chosen = all(arm.chosen(size, lookup) for arm in self.arms.values())
         return chosen and all(lookup(run) for run in self.runs(size, lookup))
 
@@ -338,6 +344,15 @@ EXPERIMENTS: Mapping[str, Experiment] = {
                 }.items()
             },
         ),
+        Experiment(
+            "first-epochs",
+            "How do the effects set in on all of Penn Treebank?",
+            "ours",
+            _arms(
+                _BASE | {"even + odd": EVEN_ODD, "R_approx": EXPLICIT, "R_approx + xi_approx": BOTH}
+            ),
+            sizes=(Size.TINY, Size.LARGE),
+        ),
     )
 }
 """Every experiment, in the order in which a queue runs them."""
@@ -360,3 +375,15 @@ def experiment(name: str) -> Experiment:
             f"there is no experiment {name!r}. Choose one of: {', '.join(EXPERIMENTS)}."
         )
     return EXPERIMENTS[name]
+
+
+def at_size(size: Size) -> list[Experiment]:
+    """The experiments that are run at a size.
+
+    Args:
+        size: The size.
+
+    Returns:
+        They, in the order of `EXPERIMENTS`.
+    """
+    return [each for each in EXPERIMENTS.values() if size in each.sizes]

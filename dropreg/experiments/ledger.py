@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dropreg.errors import Choice, InputError
-from dropreg.experiments.catalog import EXPERIMENTS, Experiment
+from dropreg.experiments.catalog import EXPERIMENTS, Experiment, at_size
 from dropreg.experiments.records import Record
 from dropreg.experiments.runner import Store
 from dropreg.experiments.tasks import Size
@@ -144,7 +144,7 @@ class Row:
     Attributes:
         arm: Its name.
         strength: The strength that tuning has chosen, None where nothing is tuned.
-        records: For each seed its ended run.
+        records: For each seed its run, ended or stopped.
     """
 
     arm: str
@@ -152,9 +152,9 @@ class Row:
     records: Mapping[int, Record]
 
     def perplexities(self, epoch: Epoch) -> dict[int, float]:
-        """Validation perplexity of each run that did not diverge."""
+        """Validation perplexity of each finished run; what was stopped is not compared."""
         return {
-            seed: record.best if Epoch(epoch) is Epoch.BEST else record.last
+            seed: _perplexity(record, epoch)
             for seed, record in self.records.items()
             if record.finished
         }
@@ -162,12 +162,23 @@ class Row:
     def summary(self, epoch: Epoch) -> str:
         """Mean and 95 % interval over the seeds, or the values where they are too few."""
         values = list(self.perplexities(epoch).values())
-        diverged = len(self.records) - len(values)
+        unfinished = [record for record in self.records.values() if not record.finished]
+        diverged = sum(record.ended for record in unfinished)
         note = f" ({diverged} diverged)" if diverged else ""
+        for record in unfinished:
+            if not record.ended and record.column("valid_perplexity"):
+                so_far = (
+                    f"{_perplexity(record, epoch):.1f} in the first {len(record.epochs)} epochs"
+                )
+                note += f" ({so_far})"
         if len(values) < FEWEST:
-            return _one_by_one(values, "{:.1f}") + note
+            return (_one_by_one(values, "{:.1f}") + note).strip()
         mean, half = interval(values)
         return f"{mean:.1f} ± {half:.1f}{note}"
+
+
+def _perplexity(record: Record, epoch: Epoch) -> float:
+    return record.best if Epoch(epoch) is Epoch.BEST else record.last
 
 
 def _one_by_one(values: Sequence[float], form: str) -> str:
@@ -188,7 +199,8 @@ def rows(experiment: Experiment, size: Size, store: Store) -> list[Row]:
     out = []
     for name, arm in experiment.arms.items():
         rule = arm.chosen(size, store.lookup)
-        found = ((run.seed, store.lookup(run)) for run in arm.runs(size, store.lookup))
+        runs = arm.runs(size, store.lookup) if size in experiment.sizes else []
+        found = ((run.seed, store.latest(run)) for run in runs)
         records = {seed: record for seed, record in found if record is not None}
         out.append(Row(name, rule.strength if rule and arm.strengths else None, records))
     return out
@@ -251,7 +263,7 @@ def report(size: Size, store: Store) -> str:
         Several lines.
     """
     lines = []
-    for experiment in EXPERIMENTS.values():
+    for experiment in at_size(size):
         lines += [f"{experiment.name} ({experiment.source}): {experiment.title}"]
         lines += [f"  {'validation perplexity':40}  {'best epoch':18}  {'last epoch':18}  seeds"]
         for row in rows(experiment, size, store):
@@ -259,8 +271,11 @@ def report(size: Size, store: Store) -> str:
             best, last = (row.summary(epoch) for epoch in Epoch)
             lines.append(f"  {name:40}  {best:18}  {last:18}  {len(row.records)}")
         lines.append("")
+    judged = [claim for claim in CLAIMS if size in EXPERIMENTS[claim.experiment].sizes]
+    if not judged:
+        return "\n".join(lines)
     lines.append("claims: first arm's perplexity against the second's, best and last epoch")
-    for claim in CLAIMS:
+    for claim in judged:
         lines.append(f"  {claim.text} ({claim.source})")
         for epoch in Epoch:
             finding = judge(claim, size, store, epoch)

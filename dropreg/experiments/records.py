@@ -1,7 +1,8 @@
 """Records of runs: one file each, written whole or not at all.
 
-A finished run is a JSON file in the results folder, to be committed. A run in progress is a
-checkpoint and a lock in the work folder. Both have the run's name for a path, so processes that
+A run that has ended is a JSON file in the results folder, to be committed, and so is one that was
+stopped by the clock, with what it had by then. A run in progress is a checkpoint and a lock in the
+work folder. Both have the run's name for a path, so processes that
 work side by side never write to the same file, and results from another machine are just copied in.
 """
 
@@ -34,15 +35,16 @@ class RecordError(DropregError):
 
 @dataclass(frozen=True)
 class Record:
-    """What a finished run left.
+    """What a run left.
 
     Attributes:
         run: Its name.
         config: All that decides its outcome but the versions of software and hardware.
-        status: "finished", or "diverged: " and why.
+        status: "finished", or "diverged: " and why, or "stopped after epoch n": it can go on, and
+            until it has ended nothing is concluded from it.
         sessions: For each stretch of epochs where, when and how it was run.
         epochs: One row each; see `results/README.md`.
-        final: Perplexities of the weights after the last epoch; empty if the run diverged.
+        final: Perplexities of the weights after the last epoch; empty unless the run finished.
     """
 
     run: str
@@ -56,6 +58,11 @@ class Record:
     def finished(self) -> bool:
         """Whether all epochs were run."""
         return self.status == "finished"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over, finished or diverged."""
+        return not self.status.startswith("stopped")
 
     def column(self, name: str) -> list[float]:
         """The values of a quantity in the epochs that have it."""
@@ -106,7 +113,7 @@ def _json(value: object) -> str:
 
 
 def read_record(path: Path) -> Record:
-    """Read a finished run.
+    """Read what a run left.
 
     Args:
         path: Its file.

@@ -160,7 +160,8 @@ class Step:
 
     Attributes:
         parts: Values of "objective" and "noise", and for a derived rule of "clean", "explicit" and
-            "implicit" before their strengths; filled by `backward`.
+            "implicit" before their strengths: scalars on the model's device, in float64, filled by
+            `backward`. To read one there waits for the GPU.
         state: The recurrent state after the batch, without gradient. It is what a network trained
             so carries: under a mask for objectives with dropout, else of the clean network.
     """
@@ -184,7 +185,7 @@ class Step:
             state: The recurrent state before the batch.
             generator: Source of the noise; the default generator if None.
         """
-        self.rule, self.parts, self.state = rule, dict[str, float](), state
+        self.rule, self.parts, self.state = rule, dict[str, Tensor](), state
         self._objective = NoisyLoss(model, (tokens, state), "cross_entropy", targets)
         self._generator = generator
 
@@ -199,7 +200,7 @@ class Step:
             scalar.backward()
             value = scalar.detach().double()
             totals[name] = totals[name] + value if name in totals else value
-        self.parts.update({name: value.item() for name, value in totals.items()})
+        self.parts.update(totals)
 
     def _terms(self) -> Iterator[tuple[str, Tensor]]:
         """Scalars whose gradients add up to the update; memory is needed for one at a time."""
@@ -211,7 +212,7 @@ class Step:
         elif not derived:
             loss = objective(clean)
             self._carry()
-            self.parts["clean"] = loss.item()
+            self.parts["clean"] = loss.detach().double()
             if rule.objective is Objective.L2:
                 weights = (p for p in objective.model.parameters() if p.requires_grad)
                 squares = torch.stack([w.square().sum() for w in weights])
@@ -267,7 +268,7 @@ class Step:
             generator=self._generator,
         )
         loss = replacement.loss(objective.inputs, objective.targets)
-        self.parts.update({name: part.item() for name, part in replacement.parts.items()})
+        self.parts.update({name: part.double() for name, part in replacement.parts.items()})
         objective.output = replacement.output
         if rule.method is ExplicitMethod.CENTRAL and not even:
             with torch.no_grad():  # the two passes end in the states of a probe and its mirror

@@ -55,11 +55,42 @@ class Store:
         Raises:
             RecordError: If there is a file of that name that cannot be read.
         """
+        record = self.latest(run)
+        return record if record and record.ended else None
+
+    def latest(self, run: Run) -> Record | None:
+        """The same, also of a run that was stopped before its end.
+
+        Args:
+            run: The run.
+
+        Returns:
+            Its record, or None.
+
+        Raises:
+            RecordError: If there is a file of that name that cannot be read.
+        """
         path = self.results / f"{run.name}.json"
         if not path.exists():
             return None
         record = read_record(path)
         return record if record.config == run.config else None
+
+    def keep(self, run: Run, record: Record) -> None:
+        """Write a run's record, but not over one that is further.
+
+        Where a checkpoint is lost, a run begins anew, and may be stopped earlier than before.
+
+        Args:
+            run: The run.
+            record: What it left.
+
+        Raises:
+            RecordError: If there is a file of that name that cannot be read.
+        """
+        before = self.latest(run)
+        if record.ended or before is None or len(before.epochs) < len(record.epochs):
+            record.write(self.results)
 
     def checkpoint(self, run: Run) -> Path:
         """The file for a run's state."""
@@ -160,7 +191,7 @@ def run_next(
         tell: Called with a `Progress` now and then.
 
     Returns:
-        The record of the run, ended now; None if there was nothing to do, or the time was over.
+        The record of the run, ended or stopped; None if there was nothing to do, or no time.
 
     Raises:
         DataError: If the run's text is not there.
@@ -173,14 +204,6 @@ def run_next(
         orphaned = parent is not None and not parent.is_alive()
         return orphaned or (deadline is not None and time.monotonic() + seconds > deadline)
 
-    told = 0.0
-
-    def observe(progress: Progress) -> None:
-        nonlocal told
-        if time.monotonic() - told > TELL_EVERY:
-            told = time.monotonic()
-            tell(progress)
-
     if stop(0.0):
         return None
     for run in order.runs(store):
@@ -191,9 +214,16 @@ def run_next(
                 if store.lookup(run):  # ended between the two looks
                     continue
                 checkpoint = store.checkpoint(run)
-                record = train(run, checkpoint, device=device, stop=stop, observe=observe)
-                if record is not None:
-                    record.write(store.results)
+                record = train(
+                    run,
+                    checkpoint,
+                    device=device,
+                    stop=stop,
+                    observe=tell,
+                    observe_every=TELL_EVERY,
+                )
+                store.keep(run, record)
+                if record.ended:
                     checkpoint.unlink(missing_ok=True)
                 return record
         except filelock.Timeout:
@@ -213,6 +243,8 @@ def _worker(
             order, store, device, deadline, lambda progress: mailbox.put((number, progress))
         ):
             mailbox.put((number, record))
+            if not record.ended:  # the time is over
+                break
         mailbox.put((number, None))
     except DropregError as error:
         mailbox.put((number, str(error)))

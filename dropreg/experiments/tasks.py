@@ -24,6 +24,9 @@ class Size(Choice):
     """Seconds: for tests, and to see a run live. What comes out has no meaning."""
     SMALL = "small"
     """About a minute for a run with one mask, on a laptop's CPU."""
+    LARGE = "large"
+    """All of Penn Treebank and a third of the paper's units: about ten seconds an epoch on a GPU.
+    The LSTM only."""
     FULL = "full"
     """The paper's own model and text, on a GPU."""
 
@@ -74,7 +77,7 @@ class Task:
     Attributes:
         name: Short name.
         model: Its class; made from the number of words and the setting's arguments.
-        settings: For each size the setting.
+        settings: The setting for each size that it has.
         dropout: Names of the model's arguments that are dropout probabilities.
     """
 
@@ -127,6 +130,8 @@ SMALL: dict[str, Any] = {
     "length": 35,
     "evaluate_every": 2,
 }
+LARGE_LSTM = {"embedding_size": 200, "hidden_size": 300, "depth": 2}
+"""Three million weights: 11.5 MiB."""
 MERITY: dict[str, Any] = {"optimizer": "sgd", "clip": 0.25, "weight_decay": 1.2e-6}
 
 
@@ -142,19 +147,27 @@ def _task(
     settings: Mapping[Size, Mapping[str, Any]],
 ) -> Task:
     """A task from the model's dimensions, its dropout probability and the rest, by size."""
-    dimensions = {**model.sizes, "small": small}
+    dimensions = {**model.sizes, "small": small, "large": LARGE_LSTM}
     return Task(
         name,
         model,
         {
-            size: Setting({**dimensions[size], **dict.fromkeys(dropout, q[size])}, **settings[size])
-            for size in Size
+            size: Setting({**dimensions[size], **dict.fromkeys(dropout, q[size])}, **setting)
+            for size, setting in settings.items()
         },
         dropout,
     )
 
 
 def _lstm() -> Task:
+    whole_treebank: dict[str, Any] = {
+        "corpus": "ptb",
+        "train_tokens": None,
+        "vocab_size": None,
+        "epochs": 40,
+        "batch_size": 20,
+        "length": 70,
+    }
     return _task(
         "lstm",
         LSTMLanguageModel,
@@ -164,16 +177,8 @@ def _lstm() -> Task:
         {
             Size.TINY: {**TINY, **MERITY, "lr": 10},
             Size.SMALL: {**SMALL, **MERITY, "corpus": "ptb", "lr": 10},
-            Size.FULL: {
-                **MERITY,
-                "corpus": "ptb",
-                "train_tokens": None,
-                "vocab_size": None,
-                "epochs": 40,
-                "batch_size": 20,
-                "length": 70,
-                "lr": 30,
-            },
+            Size.LARGE: {**MERITY, **whole_treebank, "lr": 20},
+            Size.FULL: {**MERITY, **whole_treebank, "lr": 30},
         },
     )
 
@@ -222,7 +227,7 @@ def _at_scale(
         Size.SMALL: {**SMALL, "corpus": "kjv", "lr": small_lr},
         Size.FULL: {**_WIKITEXT, "batch_size": 60, **full},
     }
-    by_size = {size: {**ADAM, **settings[size], **text[size]} for size in Size}
+    by_size = {size: {**ADAM, **setting, **text[size]} for size, setting in settings.items()}
     return _task(name, model, dropout, _WEAK, small, by_size)
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import time
+import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +19,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dropreg.data.batches import windows
-from dropreg.errors import LogitsError
+from dropreg.errors import values_unchecked
 from dropreg.experiments.catalog import Run
 from dropreg.experiments.records import Record, session, write_whole
 from dropreg.experiments.rules import Step
 from dropreg.experiments.tasks import Setting, texts
+from dropreg.kernels import full_precision
 from dropreg.models.base import State, detach
 
 EVALUATION_STREAMS, EVALUATION_LENGTH = 20, 70
+FIT_TOKENS = 20_000
+"""How much of the training text, from its beginning, each look measures the fit on."""
+DECAY = 0.99
+"""Of the averaged weights, an update: they are a mean over about the last hundred."""
+FORGOTTEN = 0.01
+"""Weight of all updates before an epoch at its end, below which the average may begin anew."""
+LOOK_EVERY = 50
+"""Updates between two looks at whether the gradient is finite; each waits for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +77,81 @@ def evaluate(model: nn.Module, tokens: Tensor) -> float:
     training = model.training
     model.eval()
     state: State = None
-    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    total = torch.zeros((), dtype=torch.float64, device=device)
     with torch.no_grad():
-        for inputs, targets in windows(tokens, EVALUATION_STREAMS, EVALUATION_LENGTH):
-            logits, state = model(inputs.to(device), state)
-            total += F.cross_entropy(
-                logits.flatten(0, 1), targets.flatten().to(device), reduction="sum"
-            )
-            count += int((targets >= 0).sum())
+        for inputs, targets in windows(tokens.to(device), EVALUATION_STREAMS, EVALUATION_LENGTH):
+            logits, state = model(inputs, state)
+            total += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     model.train(training)
-    return total.item() / count
+    return total.item() / (len(tokens) - 1)
 
 
+class Average:
+    """The exponential average of a model's weights, kept beside it.
+
+    After update n the weights of update i count in proportion to DECAY^(n - i).
+
+    Attributes:
+        model: A copy of the model, with the averaged weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Begin with nothing averaged.
+
+        Args:
+            model: The model that is trained.
+        """
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self._updates = 0
+
+    def update(self, model: nn.Module) -> None:
+        """Take a model's present weights in.
+
+        Args:
+            model: The model that is trained.
+        """
+        self._updates += 1
+        share = (1 - DECAY) / (1 - DECAY**self._updates)  # the first takes the average over
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), share)
+
+    def end_epoch(self, updates: int) -> None:
+        """Begin anew, if hardly anything of what came before the epoch is left.
+
+        So a checkpoint need not hold the average, which would double it.
+
+        Args:
+            updates: How many there were in the epoch.
+        """
+        if DECAY**updates < FORGOTTEN:
+            self._updates = 0
+
+    def state(self) -> dict[str, Any] | None:
+        """What a checkpoint has to hold; None if nothing."""
+        if not self._updates:
+            return None
+        return {"updates": self._updates, "model": self.model.state_dict()}
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: What `state` gave.
+        """
+        if state:
+            self._updates = state["updates"]
+            self.model.load_state_dict(state["model"])
+
+
+@contextmanager
+def _conditions() -> Iterator[None]:
+    """What a training takes place under."""
+    with full_precision(), values_unchecked(), warnings.catch_warnings():
+        # cuDNN wants weights in one piece of memory; dropped weights are new at each update.
+        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
+        yield
+
+
+@_conditions()
 def train(
     run: Run,
     checkpoint: Path,
@@ -84,21 +159,25 @@ def train(
     device: torch.device | str = "cpu",
     stop: Callable[[float], bool] = lambda seconds: False,
     observe: Callable[[Progress], None] = lambda progress: None,
-) -> Record | None:
+    observe_every: float = 0.0,
+) -> Record:
     """Train from the beginning, or from the checkpoint if there is one of this very run.
 
-    On one device and one number of threads the outcome is the same to the last bit, however often
-    the run is stopped and taken up again.
+    On a CPU, with one number of threads, the outcome is the same to the last bit, however often the
+    run is stopped and taken up again; a GPU adds some numbers up in another order each time. All
+    rules are computed in the same precision, on a GPU too, where PyTorch's default for an LSTM is a
+    lower one than the derived rules need.
 
     Args:
         run: What to train.
         checkpoint: File for the state after each epoch; removed by the caller.
         device: Where to train.
         stop: Asked after each epoch, with the seconds it took, whether to stop here.
-        observe: Told after each update how far the run is.
+        observe: Told after updates how far the run is.
+        observe_every: Seconds between two such reports, each of which waits for a GPU.
 
     Returns:
-        The record of the finished or diverged run; None if it was stopped before.
+        The record of the run: finished, diverged, or stopped.
 
     Raises:
         DataError: If the text is not there and cannot be fetched.
@@ -106,9 +185,11 @@ def train(
     device = torch.device(device)
     setting, config = run.setting, run.config
     parts, vocab_size = texts(setting)
+    parts = {name: tokens.to(device) for name, tokens in parts.items()}
     torch.manual_seed(run.seed)
     model = run.task.model(vocab_size, **setting.model).to(device)
     optimizer = _optimizer(setting, model)
+    average = Average(model)
     noise = torch.Generator(device).manual_seed(1_000_000 + run.seed)
     epochs: list[dict[str, Any]] = []
     sessions: list[dict[str, Any]] = []
@@ -117,16 +198,24 @@ def train(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         noise.set_state(saved["noise"])
+        average.load(saved["average"])
         epochs, sessions = saved["epochs"], saved["sessions"]
-    sessions.append({"from_epoch": len(epochs) + 1, **session(device)})
+    precision = {} if device.type == "cpu" else {"precision": "float32, no TF32"}
+    sessions.append({"from_epoch": len(epochs) + 1, **session(device), **precision})
+
+    told = -math.inf
 
     def record(status: str, final: dict[str, float]) -> Record:
         return Record(run.name, config, status, sessions, epochs, final)
 
-    def tell(share: float, loss: float) -> None:
-        latest = [row["valid_perplexity"] for row in epochs if "valid_perplexity" in row]
-        ppl = latest[-1] if latest else math.nan
-        observe(Progress(run.name, len(epochs) + 1, setting.epochs, share, loss, ppl))
+    def tell(share: float, loss: Tensor) -> None:
+        nonlocal told
+        if time.monotonic() - told < observe_every:
+            return
+        told = time.monotonic()
+        looks = [row["valid_perplexity"] for row in epochs if "valid_perplexity" in row]
+        ppl = looks[-1] if looks else math.nan
+        observe(Progress(run.name, len(epochs) + 1, setting.epochs, share, loss.item(), ppl))
 
     try:
         while len(epochs) < setting.epochs:
@@ -134,44 +223,60 @@ def train(
             epoch = len(epochs) + 1
             row = {
                 "epoch": epoch,
-                **_epoch(run, model, optimizer, parts["train"], epoch, noise, tell),
+                **_epoch(run, model, average, optimizer, parts["train"], epoch, noise, tell),
             }
             row["seconds"] = time.perf_counter() - started
             if epoch % setting.evaluate_every == 0 or epoch == setting.epochs:
-                row["valid_loss"] = evaluate(model, parts["valid"])
-                row["valid_perplexity"] = _perplexity(row["valid_loss"])
+                row |= _look(model, parts) | {
+                    f"averaged_{name}": value for name, value in _look(average.model, parts).items()
+                }
             epochs.append(row)
+            average.end_epoch(int(row["updates"]))
             state = {
                 "config": config,
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "noise": noise.get_state(),
+                "average": average.state(),
                 "epochs": epochs,
                 "sessions": sessions,
             }
             write_whole(checkpoint, functools.partial(torch.save, state))
             if stop(time.perf_counter() - started) and epoch < setting.epochs:
-                return None
+                return record(f"stopped after epoch {epoch}", {})
         final = {
             f"{part}_perplexity": _perplexity(evaluate(model, parts[part]))
             for part in ("train", "valid", "test")
         }
-    except (Divergence, LogitsError) as error:
+    except Divergence as error:
         return record(f"diverged: epoch {len(epochs) + 1}, {error}", {})
     return record("finished", final)
+
+
+def _look(model: nn.Module, parts: dict[str, Tensor]) -> dict[str, float]:
+    """How well a network without noise does: its fit, and its prediction of unseen text."""
+    fit = evaluate(model, parts["train"][:FIT_TOKENS])
+    valid, test = (evaluate(model, parts[part]) for part in ("valid", "test"))
+    return {
+        "train_loss": fit,
+        "valid_loss": valid,
+        "valid_perplexity": _perplexity(valid),
+        "test_perplexity": _perplexity(test),
+    }
 
 
 def _epoch(
     run: Run,
     model: nn.Module,
+    average: Average,
     optimizer: torch.optim.Optimizer,
     text: Tensor,
     epoch: int,
     noise: torch.Generator,
-    tell: Callable[[float, float], None],
+    tell: Callable[[float, Tensor], None],
 ) -> dict[str, float]:
     """One pass over the text; returns the means over its updates, of a part where it was taken."""
-    setting, device = run.setting, next(model.parameters()).device
+    setting = run.setting
     # Of seed and epoch only: every rule sees the same windows.
     lengths = torch.Generator().manual_seed(1_000 * run.seed + epoch)
     cuts = windows(
@@ -181,41 +286,47 @@ def _epoch(
         generator=lengths if setting.vary_length else None,
     )
     stream = math.ceil((len(text) - 1) / setting.batch_size)
-    sums: defaultdict[str, float] = defaultdict(float)
+    sums: defaultdict[str, Tensor | float] = defaultdict(float)  # on the device, in float64
     counts: defaultdict[str, int] = defaultdict(int)  # an update may lack a part
     state: State = None
     done = updates = 0
     model.train()
     for inputs, targets in cuts:
         rule = run.rule.at(updates)  # counted from the epoch's first
-        step = Step(rule, model, inputs.to(device), targets.to(device), state, noise)
+        step = Step(rule, model, inputs, targets, state, noise)
         optimizer.zero_grad()
         step.backward()
         state = detach(step.state)
-        norm = float(nn.utils.clip_grad_norm_(model.parameters(), setting.clip))
-        if not math.isfinite(norm):
-            raise Divergence(f"the gradient's norm is {norm}")
+        norm = nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
         length = inputs.shape[1]
         for group in optimizer.param_groups:
             # Merity et al. 2017: as much for a word in a short window as for one in a long one.
             group["lr"] = setting.lr * setting.lr_scale * length / setting.length
         optimizer.step()
+        average.update(model)
         done, updates = done + length, updates + 1
         for name, value in step.parts.items():
             sums[name] += value
             counts[name] += 1
-        sums["gradient_norm"] += norm
+        sums["gradient_norm"] += norm.double()
         sums["clipped"] += norm > setting.clip
+        if updates % LOOK_EVERY == 0:
+            _require_finite(sums["gradient_norm"])
         tell(done / stream, step.parts["objective"])
-    means = {name: total / counts.get(name, updates) for name, total in sums.items()}
+    _require_finite(sums["gradient_norm"])
+    means = {name: float(total) / counts.get(name, updates) for name, total in sums.items()}
     return {"updates": updates, **means}
 
 
+def _require_finite(norms: Tensor | float) -> None:
+    if not math.isfinite(float(norms)):
+        raise Divergence("the gradient's norm is not finite")
+
+
 def _perplexity(loss: float) -> float:
-    try:
-        return math.exp(loss)
-    except OverflowError:
-        raise Divergence(f"the loss is {loss:.0f} nats") from None
+    if not loss < 700:  # NaN, or its exponential overflows
+        raise Divergence(f"the loss is {loss:.0f} nats")
+    return math.exp(loss)
 
 
 def _optimizer(setting: Setting, model: nn.Module) -> torch.optim.Optimizer:
@@ -230,5 +341,6 @@ def _load(path: Path, config: dict[str, Any], device: torch.device) -> dict[str,
     if not path.exists():
         return None
     saved = torch.load(path, map_location=device, weights_only=True)
+    saved.setdefault("average", None)  # of an older version
     saved["noise"] = saved["noise"].cpu()  # a generator's state lies there, whatever its device
     return saved if saved["config"] == config else None
