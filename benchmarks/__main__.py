@@ -13,8 +13,9 @@ from benchmarks import measure, report
 from benchmarks.methods import DIAGONALS, METHODS
 from benchmarks.workloads import SIZES, WORKLOADS
 from dropreg.experiments.records import results_folder
+from dropreg.experiments.tasks import Size
 
-PARTS = (*WORKLOADS, "growth", "import", "fidelity")
+PARTS = (*WORKLOADS, "growth", "import", "fidelity", "gradients", "rules")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from benchmarks import fidelity
 
             fidelity.fidelity(options.size, device, folder)
+        elif part in ("gradients", "rules"):
+            from benchmarks import rules
+
+            measured = rules.gradients if part == "gradients" else rules.cost
+            measured(Size(options.size), device, folder)
         else:
             measure.cost(part, options.size, device, options.rounds, folder, options.methods)
         print(f"{part}: {time.perf_counter() - begun:.0f} s", flush=True)

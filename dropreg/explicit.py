@@ -149,7 +149,7 @@ def _full_hessian(objective: NoisyLoss, probe: Probe) -> Tensor:
     """One sample of the full second-order term: the second derivative of the loss along a probe."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), differentiable_kernels(third_order=True):
-        s = torch.zeros((), dtype=objective.dtype, requires_grad=True)
+        s = objective.zero_strength()
         loss = objective(probe.at(s))
         (slope,) = torch.autograd.grad(loss, s, create_graph=True)
         (curvature,) = torch.autograd.grad(slope, s, create_graph=create_graph)

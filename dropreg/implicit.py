@@ -99,7 +99,7 @@ def implicit_noise(
         return (objective.mean(up) - objective.mean(down)) / (2 * step)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), differentiable_kernels():
-        strength = torch.zeros((), dtype=objective.dtype, requires_grad=True)
+        strength = objective.zero_strength()
         loss_at_strength = objective(probe.at(strength))
         (slope,) = torch.autograd.grad(loss_at_strength, strength, create_graph=create_graph)
     return slope.to(loss_at_strength)

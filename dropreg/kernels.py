@@ -30,14 +30,19 @@ def without_gradients() -> Iterator[None]:
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Switch TF32 off: its 10 bits of mantissa would drown a small difference."""
+def float32_precision(*, tf32: bool = False) -> Iterator[None]:
+    """Switch TF32 off: its 10 bits of mantissa would drown a small difference.
+
+    Args:
+        tf32: Switch it on instead, to see what it is worth.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9 and later
-        off = _set([matmul, cudnn.conv, cudnn.rnn], "fp32_precision", "ieee")  # type: ignore[attr-defined]
+        owners = [matmul, cudnn.conv, cudnn.rnn]  # type: ignore[attr-defined]
+        chosen = _set(owners, "fp32_precision", "tf32" if tf32 else "ieee")
     else:
-        off = _set([matmul, cudnn], "allow_tf32", False)
-    with off:
+        chosen = _set([matmul, cudnn], "allow_tf32", tf32)
+    with chosen:
         yield
 
 

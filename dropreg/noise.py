@@ -169,9 +169,12 @@ class ScaledProbe:
                 f"{tuple(etas[index].shape)}, then one of {site.mask_shape}. The noise changes the "
                 "way through the model (routing to experts, early exit); keep that way fixed."
             )
-        if isinstance(self._strength, Tensor) and self._strength.requires_grad:
-            require_grad_mode(site)
-        return self._strength * etas[index]
+        strength = self._strength
+        if isinstance(strength, Tensor):
+            if strength.requires_grad:
+                require_grad_mode(site)
+            strength = strength.to(site.device)  # a model may lie on several
+        return strength * etas[index]
 
 
 def require_grad_mode(site: Site) -> None:

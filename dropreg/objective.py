@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dropreg import losses
 from dropreg.audit import audited
 from dropreg.errors import InputError, PrecisionError
-from dropreg.kernels import full_precision
+from dropreg.kernels import float32_precision
 from dropreg.noise import Probe
 from dropreg.sites import Noise, Site, find_logits, run
 
@@ -71,6 +71,11 @@ class NoisyLoss:
         """Type of the parameters, but at least float32: that of strengths, steps and slopes."""
         types = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         return torch.promote_types(next(types, torch.float32), torch.float32)
+
+    def zero_strength(self) -> Tensor:
+        """A strength of 0 to differentiate in, on the model's device, so that nothing waits."""
+        first = next(self.model.parameters(), torch.zeros(()))
+        return torch.zeros((), dtype=self.dtype, device=first.device, requires_grad=True)
 
     def logits(self, noise: Noise, *, update_buffers: bool = False) -> tuple[Tensor, list[Site]]:
         """One forward pass.
@@ -158,7 +163,7 @@ def central_logits(
     """
     if not step > 0:
         raise InputError(f"step is {step}; it must be positive.")
-    with full_precision():
+    with float32_precision():
         down, sites = objective.logits(probe.at(-step))
         low = any(site.dtype.itemsize < 4 for site in sites) or down.dtype.itemsize < 4
         if low or objective.audit.uses_half_precision:

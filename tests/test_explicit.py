@@ -14,7 +14,7 @@ from oracle import BUILDERS, SPECS, TINY, Case, Spec, build, drawn, gradient, ta
 from torch import Tensor, nn
 
 from dropreg import explicit_regularizer, measure_explicit
-from dropreg.kernels import full_precision
+from dropreg.kernels import float32_precision
 from dropreg.noise import Probe
 from dropreg.objective import NoisyLoss
 
@@ -537,7 +537,7 @@ def test_tf32_is_switched_off_in_older_versions_of_pytorch_too() -> None:
         inside = []
 
         def fail() -> None:
-            with full_precision():
+            with float32_precision():
                 inside.extend([matmul.allow_tf32, cudnn.allow_tf32])
                 raise RuntimeError("stop")
 

@@ -24,7 +24,7 @@ from dropreg.experiments.catalog import Run
 from dropreg.experiments.records import Record, session, write_whole
 from dropreg.experiments.rules import Step
 from dropreg.experiments.tasks import Setting, texts
-from dropreg.kernels import full_precision
+from dropreg.kernels import float32_precision
 from dropreg.models.base import State, detach
 
 EVALUATION_STREAMS, EVALUATION_LENGTH = 20, 70
@@ -104,6 +104,7 @@ class Average:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._updates = 0
 
+    @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Take a model's present weights in.
 
@@ -145,7 +146,7 @@ class Average:
 @contextmanager
 def _conditions() -> Iterator[None]:
     """What a training takes place under."""
-    with full_precision(), values_unchecked(), warnings.catch_warnings():
+    with float32_precision(), values_unchecked(), warnings.catch_warnings():
         # cuDNN wants weights in one piece of memory; dropped weights are new at each update.
         warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
         yield

@@ -107,6 +107,20 @@ def test_a_diverged_run_is_counted_and_not_averaged(made_up):
     assert finding.summary == "-2.0 %, +6.1 %"
 
 
+def test_what_was_stopped_is_shown_and_not_judged(made_up):
+    run = EXPERIMENTS["even-odd"].arms["even"].runs(Size.TINY, made_up.lookup)[1]
+    epochs = [{"epoch": 1, "valid_perplexity": 9.0}, {"epoch": 2, "valid_perplexity": 8.0}]
+    Record(run.name, run.config, "stopped after epoch 2", [], epochs, {}).write(made_up.results)
+    by_name = {row.arm: row for row in rows(EXPERIMENTS["even-odd"], Size.TINY, made_up)}
+    assert by_name["even"].summary(Epoch.BEST) == "50.0, 70.0 (8.0 in the first 2 epochs)"
+    finding = judge(claim(Expected.WORSE), Size.TINY, made_up)
+    assert set(finding.logs) == {0, 2}
+    large = report(Size.LARGE, made_up)
+    assert "first-epochs" in large
+    assert "claims" not in large
+    assert "dropout-k" not in large
+
+
 def test_curves_have_the_epochs_that_were_looked_at(made_up):
     by_name = {row.arm: row for row in rows(EXPERIMENTS["even-odd"], Size.TINY, made_up)}
     epochs, perplexities = curve(by_name["even"])

@@ -7,9 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dropreg.errors import InputError
-from dropreg.experiments import EXPERIMENTS, GradientNoise, Objective, Rule, Size, Step
+from benchmarks.rules import CHECKED
+from dropreg import CrossEntropy
+from dropreg.errors import InputError, LogitsError, values_unchecked
+from dropreg.experiments import (
+    EXPERIMENTS,
+    TASKS,
+    GradientNoise,
+    Objective,
+    Rule,
+    Run,
+    Size,
+    Step,
+)
 from dropreg.noise import shared_dropout
+from dropreg.sites import find_logits
 
 Q, UNITS = 0.3, 3
 TOKENS, TARGETS = torch.tensor([[2]]), torch.tensor([[1]])
@@ -298,3 +310,38 @@ def test_runs_with_one_name_are_one_run():
         for size in Size:
             for run in experiment.runs(size, lambda _: None):
                 assert by_name.setdefault(run.name, run.config) == run.config
+
+
+EVERY_RULE = {rule.label: rule for rule in CHECKED}
+
+
+@pytest.mark.parametrize("label", EVERY_RULE)
+def test_a_step_never_waits_for_a_gpu(label):
+    """On the device "meta" nothing is computed, so that whoever looks at a value fails."""
+    run = Run(TASKS["lstm"], EVERY_RULE[label], Size.TINY, seed=0)
+    model = run.task.model(50, **run.setting.model)
+    tokens = torch.randint(50, (2, 9))
+    step = Step(run.rule, model, tokens[:, :-1], tokens[:, 1:])
+    step.backward()  # on the CPU, where the sites are found
+    with values_unchecked():
+        meta = tokens.to("meta")
+        model.to("meta")
+        step = Step(run.rule, model, meta[:, :-1], meta[:, 1:])
+        step.backward()
+    assert all(part.is_meta for part in step.parts.values())
+    assert all(weight.grad.is_meta for weight in model.parameters())
+
+
+def test_values_are_looked_at_where_nothing_is_said():
+    """Labels out of range and NaN in the logits, in both states."""
+    wrong = torch.full_like(TARGETS, 9)
+    with pytest.raises(InputError, match="4 classes"):
+        Step(Rule("none"), MODEL, TOKENS, wrong).backward()
+    logits = torch.full((1, 4), torch.nan)
+    with pytest.raises(LogitsError, match="NaN"):
+        find_logits(logits)
+    with values_unchecked():
+        assert find_logits(logits) is logits
+        assert CrossEntropy().count(logits, torch.tensor([9])) == 1
+    with pytest.raises(LogitsError, match="NaN"):
+        find_logits(logits)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import random
 import signal
@@ -13,14 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from dropreg import cli
 from dropreg.errors import DataError
 from dropreg.experiments import EXPERIMENTS, TASKS, Record, RecordError, Rule, Run, Size, Store
 from dropreg.experiments.catalog import Arm
 from dropreg.experiments.records import read_record, results_folder, write_whole
+from dropreg.experiments.runner import Order, run_next
 from dropreg.experiments.tasks import texts
-from dropreg.experiments.training import evaluate, train
+from dropreg.experiments.training import Average, evaluate, train
 
 TINY = Size.TINY
 # Times, and where and when a run took place, are all that may differ.
@@ -127,6 +130,86 @@ def test_rows_say_what_happened(checkpoint):
     assert len(session["commit"]) == 40
 
 
+def test_each_look_measures_the_fit_the_test_text_and_averaged_weights(checkpoint):
+    run = a_run("none", changes={"epochs": 2})
+    record = train(run, checkpoint, stop=lambda seconds: True)
+    parts, words = texts(run.setting)
+    saved = torch.load(checkpoint, weights_only=True)
+    row = record.epochs[-1]
+    for prefix, weights in (("", saved["model"]), ("averaged_", saved["average"]["model"])):
+        model = run.task.model(words, **run.setting.model)
+        model.load_state_dict(weights)
+        losses = {part: evaluate(model, parts[part]) for part in parts}
+        assert row[f"{prefix}train_loss"] == losses["train"]
+        assert row[f"{prefix}valid_loss"] == losses["valid"]
+        assert row[f"{prefix}valid_perplexity"] == math.exp(losses["valid"])
+        assert row[f"{prefix}test_perplexity"] == math.exp(losses["test"])
+    assert row["averaged_valid_loss"] != row["valid_loss"]
+    final = train(run, checkpoint).final
+    assert final.keys() == {"train_perplexity", "valid_perplexity", "test_perplexity"}
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_the_average_is_exponential(forgets):
+    """Against the sum written out, also where an epoch is so long that the average begins anew."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    average, seen = Average(model), []
+    for _ in range(500 if forgets else 5):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        average.update(model)
+        seen.append(model.weight.detach().clone())
+    average.end_epoch(len(seen))
+    assert (average.state() is None) == forgets
+    for _ in range(3):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        average.update(model)
+        seen.append(model.weight.detach().clone())
+    seen = torch.stack(seen[-3:] if forgets else seen).double()
+    shares = 0.99 ** torch.arange(len(seen) - 1, -1, -1).double()
+    expected = (shares / shares.sum() @ seen.flatten(1)).view(2, 3)
+    torch.testing.assert_close(average.model.weight.double(), expected, rtol=1e-5, atol=1e-6)
+    assert average.model.bias.equal(model.bias)
+    assert not average.model.weight.requires_grad
+
+
+def test_an_average_goes_on_from_its_state():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    ours, other = Average(model), Average(nn.Linear(3, 2))
+    ours.update(model)
+    other.load(ours.state())
+    with torch.no_grad():
+        model.weight.mul_(2)
+    for average in (ours, other):
+        average.update(model)
+    assert torch.equal(ours.model.weight, other.model.weight)
+
+
+def test_reports_come_as_often_as_asked_for(checkpoint):
+    often, once = [], []
+    run = a_run("none", changes={"epochs": 1})
+    train(run, checkpoint, observe=often.append)
+    checkpoint.unlink()
+    train(run, checkpoint, observe=once.append, observe_every=1e9)
+    assert len(often) > 1
+    assert once == often[:1]
+
+
+def test_a_checkpoint_at_large_holds_the_weights_only():
+    """What comes back from a lent GPU: five of them, below 16 MiB each."""
+    setting = TASKS["lstm"].settings[Size.LARGE]
+    model = TASKS["lstm"].model(10_000, **setting.model)
+    assert 4 * sum(p.numel() for p in model.parameters()) < 11.6 * 2**20
+    updates = 887_521 // setting.batch_size // setting.length
+    average = Average(model)
+    average.update(model)
+    average.end_epoch(updates)
+    assert average.state() is None
+
+
 def test_noise_counts_in_the_clipped_norm(checkpoint):
     unclipped = {"clip": float("inf"), "epochs": 1, "lr": 0.1}
     quiet = train(a_run("none", changes=unclipped), checkpoint)
@@ -180,6 +263,23 @@ def test_a_run_whose_declaration_has_changed_counts_as_not_run(checkpoint, store
     path = store.results / f"{run.name}.json"
     path.write_text(path.read_text().replace('"lr": 10', '"lr": 11'))
     assert store.lookup(run) is None
+
+
+def test_a_stopped_run_leaves_a_row_and_is_no_result(checkpoint, store):
+    run = a_run(changes={"epochs": 3})
+    stopped = train(run, checkpoint, stop=lambda seconds: True)
+    store.keep(run, stopped)
+    assert read_record(store.results / f"{run.name}.json") == stopped == store.latest(run)
+    assert stopped.status == "stopped after epoch 1"
+    assert stopped.final == {}
+    assert store.lookup(run) is None
+    further = train(run, checkpoint, stop=lambda seconds: True)
+    store.keep(run, further)
+    store.keep(run, stopped)  # the checkpoint was lost, and the run begun anew
+    assert store.latest(run) == further
+    ended = train(run, checkpoint)
+    store.keep(run, ended)
+    assert store.lookup(run) == ended
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', '{"schema": 2, "run": "x"}'])
@@ -292,6 +392,18 @@ def test_every_experiment_runs_and_is_reported(store, capsys):
     assert all(name in listed for name in EXPERIMENTS)
 
 
+def test_a_run_that_the_clock_stops_leaves_a_row(store, monkeypatch):
+    """One worker, one run, one epoch: then the time is over."""
+    monkeypatch.setattr("dropreg.experiments.runner.time.monotonic", lambda: 0.0)
+    order = Order(["even-odd"], TINY)
+    record = run_next(order, store, "cpu", deadline=1e-9)
+    assert record.status == "stopped after epoch 1"
+    (path,) = store.results.rglob("*.json")
+    assert read_record(path) == record
+    assert store.checkpoint(next(order.runs(store))).exists()
+    assert run_next(order, store, "cpu", deadline=None).finished
+
+
 def test_resume_takes_up_what_has_begun_and_nothing_else(store, capsys):
     run = next(iter(EXPERIMENTS["even-odd"].runs(TINY, store.lookup)))
     assert not train(run, store.checkpoint(run), stop=lambda seconds: True).ended
@@ -349,6 +461,8 @@ def test_a_diverged_strength_is_not_chosen(store):
         (["run", "fig1"], "no experiment 'fig1'"),
         (["run", "dropout-k", "--queue", "tiny"], "name the experiments"),
         (["run", "--queue", "tiny", "--size", "tiny"], "names the size itself"),
+        (["run", "dropout-k", "--size", "large"], "dropout-k is run at tiny, small, full"),
+        (["run", "first-epochs"], "first-epochs is run at tiny, large"),
         (["run", "dropout-k", "--size", "tiny", "--device", "cuda:99"], "cannot be used here"),
         (["run", "dropout-k", "--size", "tiny", "--device", "gpu"], "cannot be used here"),
     ],
@@ -406,7 +520,7 @@ def test_committed_results_are_of_declared_runs():
     for path in COMMITTED:
         name = str(path.relative_to(results_folder()).with_suffix(""))
         assert name in declared, f"{path}: nothing declares this run"
-        assert store.lookup(declared[name]), f"{path}: declared otherwise now"
+        assert store.latest(declared[name]), f"{path}: declared otherwise now"
 
 
 def test_committed_results_say_where_they_come_from():
