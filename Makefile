@@ -46,18 +46,10 @@ benchmark: env ## time and memory of every method, recorded in results/speed (SI
 	@$(BIN)/python -m benchmarks --size $(SIZE)
 
 lint: env ## ruff (docstrings and formatting included) and mypy
-	@echo "==> Lint and types"
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
+	@$(BIN)/python tools/run_tests.py lint
 
-test: lint book ## everything that is tested: lint, types, book, notebooks, library, browser
-	@echo "==> Notebooks against their committed outputs"
-	@$(BIN)/pytest book --nbval-lax -n $(WORKERS) --dist loadfile
-	@echo "==> Assignments: solution and empty notebook, from the source to the marks"
-	@$(BIN)/python tools/classroom.py build --check
-	@echo "==> Library, built book, browser"
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --cov
+test: env ## everything that is tested, in some 20 minutes (ONLY="lint tests": some parts)
+	@$(BIN)/python tools/run_tests.py --workers $(WORKERS) $(ONLY)
 
 colab: env ## run every notebook as Colab does: alone, the package installed by its first cell
 	@DROPREG_COLAB=all $(BIN)/pytest tests/colab
