@@ -70,7 +70,7 @@ def sample(
     The random numbers are always drawn in float32 on the generator's own device and converted
     afterwards. So one seed gives the same mask in every precision, and a CPU generator gives the
     same mask on every device (PyTorch's own dropout kernels do neither). It costs time on a GPU: at
-    the paper's size a pass takes 11 million numbers, which one core draws in 47 ms and more, and
+    the paper's size a pass takes 11 million numbers, which one core needs some 50 ms for, and
     then they are copied. A generator of the GPU's own does without.
 
     Args:
