@@ -41,6 +41,10 @@ class DataError(DropregError):
     """A corpus is not there and cannot be fetched, or is not the text it should be."""
 
 
+class MissingPackageError(DropregError, ImportError):
+    """A function needs a package that is not installed; the message has the command that does."""
+
+
 class PrecisionError(DropregError, ValueError):
     """The chosen method is not accurate in the precision that the forward pass uses."""
 
@@ -55,6 +59,37 @@ class NeverSupportedError(UnsupportedError):
 
 class NotYetSupportedError(UnsupportedError):
     """It could work and does not yet; the message names the way around it."""
+
+
+@contextmanager
+def needs(extra: str, purpose: str) -> Iterator[None]:
+    """Around imports inside a function, of packages that torch does not bring.
+
+    Args:
+        extra: The extra of this package that brings them.
+        purpose: What they are for: the subject of the message.
+
+    Yields:
+        None: The imports stand in the block.
+
+    Raises:
+        MissingPackageError: If one of the packages is not installed.
+        ModuleNotFoundError: If what is missing is a module of this package.
+
+    >>> with needs("book", "Drawing a house"):
+    ...     import pencil
+    Traceback (most recent call last):
+    dropreg.errors.MissingPackageError: Drawing a house needs pencil: pip install "dropreg[book]"
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "a package").partition(".")[0]
+        if missing == "dropreg":  # a mistake of ours, which no installation mends
+            raise
+        raise MissingPackageError(
+            f'{purpose} needs {missing}: pip install "dropreg[{extra}]"', name=error.name
+        ) from error
 
 
 class Choice(StrEnum):

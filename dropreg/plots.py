@@ -6,16 +6,18 @@ import base64
 import html
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import ArrayLike
+from dropreg.errors import InputError, needs
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
     from dropreg.experiments.ledger import Row
 
@@ -36,9 +38,13 @@ INTERACTIVE_KINDS = ("masks", "masks-k", "noise-law", "simplex", "strengths")
 def use_style() -> None:
     """Set matplotlib and seaborn up for the book: sizes that can be read on a phone.
 
+    Raises:
+        MissingPackageError: If seaborn is not installed.
+
     >>> use_style()
     """
-    import seaborn as sns
+    with needs("book", "use_style"):
+        import seaborn as sns
 
     sns.set_theme(
         context="notebook",
@@ -67,14 +73,15 @@ def interval(runs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         InputError: If there are fewer than 3 runs.
+        MissingPackageError: If NumPy or SciPy is not installed.
 
     >>> mean, half = interval([[1.0], [2.0], [3.0]])
     >>> print(mean.round(2), half.round(2))
     [2.] [2.48]
     """
-    from scipy.stats import t
-
-    from dropreg.errors import InputError
+    with needs("book", "A confidence interval"):
+        import numpy as np
+        from scipy.stats import t
 
     values = np.asarray(runs, dtype=float)
     seeds = values.shape[0]
@@ -107,6 +114,8 @@ def band(
     >>> figure, axes = plt.subplots()
     >>> band(axes, [1, 2], [[1, 2], [2, 3], [3, 5]], "dropout")
     """
+    import numpy as np  # which matplotlib has brought
+
     mean, half = interval(runs)
     positions = np.asarray(x, dtype=float)
     axes.plot(positions, mean, color=COLORS[name])
@@ -152,7 +161,7 @@ def learning_curves(
     axes.set(xlabel="epoch", ylabel="validation perplexity", ylim=(low, top))
     high = axes.get_ylim()[1]
     last, pad = float(epochs[-1]), 0.05 * float(epochs[-1])
-    place = -np.inf
+    place = -math.inf
     for value, _, label, color, text_color in sorted(ends):
         place = max(min(value, high - 0.04 * (high - low)), place + 0.065 * (high - low))
         # A short line leads from the curve's end to its label; text keeps the full, darker colour.
@@ -203,7 +212,8 @@ def interactive(
 
     Args:
         kind: One of `INTERACTIVE_KINDS`.
-        data: What the script draws; it says which names each kind reads. Arrays become lists.
+        data: What the script draws; it says which names each kind reads. Arrays and tensors become
+            lists.
         fallback: A matplotlib figure, which is closed, or a table: for each heading its column.
         alt: What the fallback shows, in words: the text alternative or the table's caption.
 
@@ -217,13 +227,11 @@ def interactive(
     >>> interactive("noise-law", {"q": 0.5, "strength": 1}, table, "Variance of the noise")
     <interactive figure 'noise-law': Variance of the noise>
     """
-    from dropreg.errors import InputError
-
     if kind not in INTERACTIVE_KINDS:
         names = ", ".join(map(repr, INTERACTIVE_KINDS))
         raise InputError(f"{kind!r} is no interactive figure. Choose one of: {names}.")
     try:
-        text = json.dumps(data, allow_nan=False, separators=(",", ":"), default=np.ndarray.tolist)
+        text = json.dumps(data, allow_nan=False, separators=(",", ":"), default=_listed)
     except (TypeError, ValueError) as error:
         raise InputError(f"The data of {kind!r} are no JSON: {error}.") from error
     # Nothing in the data can end the script element or begin a comment in it.
@@ -237,6 +245,13 @@ def interactive(
         f'<script type="application/json">{text}</script>\n'
         "</figure>",
     )
+
+
+def _listed(value: Any) -> object:
+    """An array or a tensor as lists, whatever library it is from."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{type(value).__name__} is neither JSON nor an array")
+    return value.tolist()
 
 
 def _table(columns: Mapping[str, Sequence[object]], caption: str) -> str:

@@ -354,3 +354,25 @@ def test_central_with_half_precision_inside(call: str, autocast: bool) -> None:
         CALLS[call](Mixed(drop_first=True, autocast=autocast), method="central")
     # Half precision before the first site does no harm.
     CALLS[call](Mixed(drop_first=False, autocast=autocast), method="central")
+
+
+# ------------------------------------------------------------------------------- missing packages
+
+
+def test_a_missing_module_of_ours_is_no_missing_package() -> None:
+    with pytest.raises(ModuleNotFoundError, match="dropreg") as caught, errors.needs("book", "It"):
+        import dropreg.no_such_module  # noqa: F401
+    assert not isinstance(caught.value, errors.DropregError)
+
+
+def test_a_missing_package_without_a_name_is_told_too() -> None:
+    with pytest.raises(errors.MissingPackageError) as caught, errors.needs("book", "It"):
+        raise ModuleNotFoundError("gone")
+    assert str(caught.value) == 'It needs a package: pip install "dropreg[book]"'
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+def test_a_package_that_fails_to_load_is_no_missing_package() -> None:
+    with pytest.raises(ImportError, match="undefined symbol") as caught, errors.needs("book", "It"):
+        raise ImportError("undefined symbol")
+    assert not isinstance(caught.value, errors.DropregError)

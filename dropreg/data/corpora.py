@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from dropreg.data import fetch, text
+from dropreg.data import fetch, made_up, text
 from dropreg.data.fetch import Source, Text
 from dropreg.data.tokens import EOS, EOS_ID, PARTS, UNK, UNK_ID, Tokens, cached, encode
 from dropreg.errors import Choice, DataError, InputError
@@ -31,6 +30,10 @@ class CorpusName(Choice):
     WIKITEXT_103 = "wikitext-103"
     """The same from more articles: 101,425,671 / 213,886 / 241,211 words, which make 103,227,021
     training tokens with end marks. CC BY-SA."""
+    MADE_UP = "made-up"
+    """Words that mean nothing, drawn by chance, the same everywhere: needs no package, no file and
+    no network. 20,000 / 2,000 / 2,000 words, 300 distinct, a line of 4 to 19 each; see
+    `dropreg.data.made_up`. For trying things out: what is trained on it means nothing either."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ def load_corpus(
 
     The first time, the text is read or fetched; from then on its tokens come from the user's cache
     folder. A copy in the folder that DROPREG_DATA names is used instead of fetching, and nothing is
-    ever written there: `ptb.zip` or `wikitext-2-v1.zip` as downloaded, or their files.
+    ever written there: `ptb.zip` or `wikitext-2-v1.zip` as downloaded, or their files. So a corpus
+    that lies there needs torch and nothing else; without platformdirs, which knows the cache
+    folder, it is read anew each time.
 
     Args:
         name: Which corpus; see `CorpusName`.
@@ -85,9 +90,10 @@ def load_corpus(
             training part; all if None. Validation and test parts are always whole.
         vocab_size: Keep at most this many words, `<unk>` and `<eos>` included: the most frequent of
             the training tokens taken, the earlier first where two are equally frequent. If None,
-            10,000 for the King James Bible, as many as Penn Treebank has, and for the others, which
-            come with `<unk>` for their rare words, all. Of the Bible take fewer words than there
-            are: otherwise `<unk>` is never seen in training, and no model can learn to expect it.
+            10,000 for the King James Bible, as many as Penn Treebank has, and for the others all:
+            they come with `<unk>` for their rare words, or have none that are missing in training.
+            Of the Bible take fewer words than there are: otherwise `<unk>` is never seen in
+            training, and no model can learn to expect it.
 
     Returns:
         The corpus.
@@ -95,6 +101,7 @@ def load_corpus(
     Raises:
         InputError: If a name or number is wrong.
         DataError: If the corpus is not there and cannot be fetched, or is not what it should be.
+        MissingPackageError: If it needs a package that is not installed.
 
     >>> corpus = load_corpus("kjv", max_train_tokens=20_000, vocab_size=1_000)
     >>> corpus.train.shape, len(corpus.vocabulary), corpus.vocabulary[:5]
@@ -106,6 +113,9 @@ def load_corpus(
         source = f"King James Bible, from the Python package {text.PACKAGE} {release}"
         tokens = cached(f"{name}-{release}", lambda: encode(text.read()))
         vocab_size = 10_000 if vocab_size is None else vocab_size
+    elif name is CorpusName.MADE_UP:
+        source = made_up.SOURCE
+        tokens = encode(made_up.read())  # no slower than a cache
     else:
         corpus = SOURCES[name]
         source = corpus.origin
@@ -126,6 +136,7 @@ def read_source(source: Source) -> Tokens:
 
     Raises:
         DataError: If the text cannot be had, or has another number of words than published.
+        MissingPackageError: If it has to be fetched and a package for that is not installed.
     """
     tokens = encode(fetch.read(source))
     for part in PARTS:
@@ -160,17 +171,17 @@ def limit(
     if vocab_size is not None and vocab_size < 3:
         raise InputError(f"vocab_size is {vocab_size}; with {UNK} and {EOS} it is at least 3.")
     train = whole[:max_train_tokens]
-    counts = np.bincount(train, minlength=len(tokens.words))
+    counts = torch.bincount(train, minlength=len(tokens.words))
     counts[[UNK_ID, EOS_ID]] = 0  # they have their places
     # The words are in order of first appearance, which a stable sort keeps among equals.
-    ranked = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
+    ranked = torch.argsort(counts, stable=True, descending=True)[: counts.count_nonzero()]
     kept = ranked[: None if vocab_size is None else vocab_size - 2]
-    number = np.full(len(tokens.words), UNK_ID, dtype=np.int64)
+    number = torch.full_like(counts, UNK_ID)
     number[EOS_ID] = EOS_ID
-    number[kept] = np.arange(2, 2 + len(kept))
+    number[kept] = torch.arange(2, 2 + len(kept), device=kept.device)
     parts = {part: train if part == "train" else tokens.ids[part] for part in PARTS}
-    vocabulary = (UNK, EOS, *(tokens.words[i] for i in kept))
-    return vocabulary, {part: torch.from_numpy(number[ids]) for part, ids in parts.items()}
+    vocabulary = (UNK, EOS, *(tokens.words[i] for i in kept.tolist()))
+    return vocabulary, {part: number.index_select(0, ids) for part, ids in parts.items()}
 
 
 # Hashes, and where each is published:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dropreg.errors import InputError
+from dropreg.errors import InputError, needs
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,15 @@ def load_digits(train_size: int = 1000, seed: int = 0) -> Digits:
 
     Raises:
         InputError: If `train_size` is out of range.
+        MissingPackageError: If scikit-learn is not installed.
 
     >>> load_digits(train_size=200).train_x.shape
     torch.Size([200, 64])
     """
     if not 1 <= train_size <= 1000:
         raise InputError(f"train_size is {train_size}; it must lie between 1 and 1000.")
-    from sklearn.datasets import load_digits as bundled  # heavy, and only the book needs it
+    with needs("book", "load_digits"):
+        from sklearn.datasets import load_digits as bundled
 
     images, labels = bundled(return_X_y=True)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))

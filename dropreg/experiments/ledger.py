@@ -7,7 +7,8 @@ two validation perplexities, with the 95 % interval of Student's t over the seed
 The rule of the verdict: a claim that one arm is better or worse is **reproduced** if the interval
 lies on its side of zero and **contradicted** if it lies on the other. A claim that two arms agree
 is reproduced if the interval lies within a margin and contradicted if it lies outside. What is left
-is **undecided**; with fewer than three seeds nothing is judged.
+is **undecided**; with fewer than three seeds nothing is judged. The intervals need SciPy, which the
+extra `dropreg[book]` brings.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from dropreg.errors import Choice, InputError
+from dropreg.errors import Choice, InputError, needs
 from dropreg.experiments.catalog import EXPERIMENTS, Experiment, at_size
 from dropreg.experiments.records import Record
 from dropreg.experiments.runner import Store
 from dropreg.experiments.tasks import Size
 from dropreg.plots import interval
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FEWEST = 3
 """Seeds below which no interval is given and nothing is judged."""
@@ -297,7 +300,11 @@ def curve(row: Row) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         InputError: If no run of the arm has finished.
+        MissingPackageError: If NumPy is not installed.
     """
+    with needs("book", "A learning curve"):
+        import numpy as np
+
     finished = [record for record in row.records.values() if record.finished]
     if not finished:
         raise InputError(f"no run of {row.arm!r} has finished.")

@@ -14,14 +14,14 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dropreg.errors import DataError, DropregError
+from dropreg.errors import DataError, DropregError, MissingPackageError
 from dropreg.experiments.catalog import EXPERIMENTS, Experiment, Run
 from dropreg.experiments.records import Record, read_record
 from dropreg.experiments.tasks import Size, texts
@@ -151,7 +151,7 @@ class Order:
                 yield run
 
 
-def without_data(experiments: Iterable[Experiment], size: Size) -> dict[str, DataError]:
+def without_data(experiments: Iterable[Experiment], size: Size) -> dict[str, DropregError]:
     """Load the texts of some experiments, so that one that is missing is known before any work.
 
     Args:
@@ -161,13 +161,13 @@ def without_data(experiments: Iterable[Experiment], size: Size) -> dict[str, Dat
     Returns:
         For each experiment whose text cannot be had, why.
     """
-    missing: dict[str, DataError] = {}
+    missing: dict[str, DropregError] = {}
     for experiment in experiments:
         for arm in experiment.arms.values():
             run = arm.tuning(size)[0] if arm.strengths else arm.runs(size, lambda _: None)[0]
             try:
                 texts(run.setting)
-            except DataError as error:
+            except (DataError, MissingPackageError) as error:
                 missing[experiment.name] = error
                 break
     return missing
@@ -316,12 +316,16 @@ def run_all(
 
 
 class _Display:
-    """One bar a worker on a terminal, and a line for each run that ends, anywhere."""
+    """One bar a worker on a terminal, if tqdm is there, and a line for each run that ends."""
 
     def __init__(self, jobs: int) -> None:
-        from tqdm import tqdm
-
-        self._tqdm = tqdm
+        self._bars: list[Any] = []
+        self._say: Callable[[str], object] = print
+        try:
+            from tqdm import tqdm
+        except ModuleNotFoundError:  # the work and its lines do not need the bars
+            return
+        self._say = tqdm.write
         self._bars = [
             tqdm(
                 total=1.0,
@@ -343,6 +347,8 @@ class _Display:
 
     def progress(self, number: int, progress: Progress) -> None:
         """Move a worker's bar."""
+        if not self._bars:
+            return
         bar = self._bars[number]
         done = (progress.epoch - 1 + progress.share) / progress.epochs
         if self._shown[number] != progress.run:
@@ -365,4 +371,4 @@ class _Display:
             outcome = f"perplexity {record.best:.1f} at best, {record.last:.1f} at the end"
         else:
             outcome = record.status
-        self._tqdm.write(f"{record.run}: {outcome} ({record.seconds / 60:.1f} min)")
+        self._say(f"{record.run}: {outcome} ({record.seconds / 60:.1f} min)")

@@ -21,7 +21,7 @@ class Size(Choice):
     """How large an experiment is run; the code is the same."""
 
     TINY = "tiny"
-    """Seconds: for tests, and to see a run live. What comes out has no meaning."""
+    """Seconds, with torch alone: for tests, and to see a run live. What comes out means nothing."""
     SMALL = "small"
     """About a minute for a run with one mask, on a laptop's CPU."""
     LARGE = "large"
@@ -112,7 +112,7 @@ def texts(setting: Setting) -> tuple[dict[str, Tensor], int]:
 
 
 TINY: dict[str, Any] = {
-    "corpus": "kjv",
+    "corpus": "made-up",
     "train_tokens": 1_500,
     "valid_tokens": 1_000,
     "vocab_size": 100,

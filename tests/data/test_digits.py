@@ -1,10 +1,12 @@
 """The embedded images."""
 
+import sys
+
 import pytest
 import torch
 
 from dropreg.data import load_digits
-from dropreg.errors import InputError
+from dropreg.errors import InputError, MissingPackageError
 
 
 def test_the_test_set_is_the_same_for_every_size_and_disjoint():
@@ -27,3 +29,11 @@ def test_the_seed_matters():
 def test_a_size_out_of_range_is_refused(size):
     with pytest.raises(InputError, match=f"train_size is {size}"):
         load_digits(size)
+
+
+def test_without_their_package_the_error_says_what_brings_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(MissingPackageError) as error:
+        load_digits()
+    assert str(error.value) == 'load_digits needs sklearn: pip install "dropreg[book]"'
+    assert error.value.name == "sklearn.datasets"

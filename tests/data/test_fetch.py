@@ -14,7 +14,7 @@ from mini_corpus import FILES, TEXTS, sha256, small_source, zipped
 from dropreg.data import fetch
 from dropreg.data.corpora import read_source
 from dropreg.data.tokens import cached
-from dropreg.errors import DataError, DropregError
+from dropreg.errors import DataError, DropregError, MissingPackageError
 
 
 def kept(cache):
@@ -114,7 +114,7 @@ def test_an_archive_without_the_files_is_refused(server):
 
 # A clean process imports everything once, and the others are its forks.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["dropreg.data.corpora"])
+FORKS.set_forkserver_preload(["dropreg.data.corpora", "dropreg.experiments.ledger"])
 
 
 def fetch_and_report(source, cache, results):
@@ -137,7 +137,7 @@ def test_two_processes_at_once_fetch_once(server, own_cache):
     assert first == second
     assert len(server.asked) == 1
     assert kept(own_cache) == [".lock", "mini.zip"]
-    assert sorted(path.name for path in own_cache.iterdir()) == ["downloads", "mini.tokens1.npz"]
+    assert sorted(path.name for path in own_cache.iterdir()) == ["downloads", "mini.tokens2"]
 
 
 def test_a_killed_download_leaves_no_file_no_lock_and_no_rubbish(server, own_cache):
@@ -157,7 +157,8 @@ def test_a_killed_download_leaves_no_file_no_lock_and_no_rubbish(server, own_cac
 
 
 def report_imports(results):
-    results.put({"pooch", "requests", "filelock", "sklearn", "pythonbible"} & set(sys.modules))
+    needless = "pooch", "requests", "platformdirs", "sklearn", "pythonbible", "scipy", "matplotlib"
+    results.put(set(needless) & set(sys.modules))
 
 
 def test_importing_the_library_imports_no_package_that_only_data_needs():
@@ -166,6 +167,18 @@ def test_importing_the_library_imports_no_package_that_only_data_needs():
     process.start()
     assert results.get(timeout=120) == set()
     process.join(30)
+
+
+@pytest.mark.parametrize("package", ["platformdirs", "pooch"])
+def test_without_a_package_that_fetches_the_error_names_it(server, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError) as error:
+        fetch.read(small_source(server.address("good")))
+    assert str(error.value) == (
+        "Fetching Mini (DROPREG_DATA names no folder that holds it) needs "
+        f'{package}: pip install "dropreg[book]"'
+    )
+    assert server.asked == []
 
 
 # What people put into DROPREG_DATA
@@ -187,7 +200,11 @@ def contents(folder):
 
 @pytest.mark.parametrize("inner", ["", "mini"])
 @pytest.mark.parametrize("packed", [True, False])
-def test_files_are_found_packed_or_not_and_nothing_is_written(folder, own_cache, inner, packed):
+def test_files_are_found_packed_or_not_and_nothing_is_written(
+    folder, own_cache, inner, packed, monkeypatch
+):
+    for package in ("platformdirs", "pooch", "requests"):  # for what lies there nothing is needed
+        monkeypatch.setitem(sys.modules, package, None)
     members = {f"{inner}/{FILES[part]}".lstrip("/"): text for part, text in TEXTS.items()}
     if packed:
         (folder / "mini.zip").write_bytes(zipped(members))

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dropreg import cli
-from dropreg.errors import DataError
+from dropreg.errors import DataError, MissingPackageError
 from dropreg.experiments import EXPERIMENTS, TASKS, Record, RecordError, Rule, Run, Size, Store
 from dropreg.experiments.catalog import Arm
 from dropreg.experiments.records import read_record, results_folder, write_whole
@@ -491,6 +491,29 @@ def test_a_missing_text_is_told_before_any_work(store, capsys, monkeypatch, tmp_
     assert cli.main(["run", "--queue", "small", "--device", "cpu", *where]) == 0
     assert "dropout-k is left out: gone" in capsys.readouterr().err
     assert not store.results.exists()
+
+
+def test_a_missing_package_leaves_an_experiment_out(store, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "dropreg.experiments.runner.texts",
+        lambda setting: (_ for _ in ()).throw(MissingPackageError("needs a reader")),
+    )
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    assert cli.main(["run", "dropout-k", "--device", "cpu", *where]) == 1
+    assert capsys.readouterr().err == "dropreg: needs a reader\n"
+    assert cli.main(["run", "--queue", "small", "--device", "cpu", *where]) == 0
+    assert "dropout-k is left out: needs a reader" in capsys.readouterr().err
+
+
+def test_without_tqdm_there_are_lines_and_no_bars(store, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    words = ["run", "even-odd", "--size", "tiny", "--seeds", "0", "--device", "cpu"]
+    assert cli.main([*words, *where]) == 0
+    out, err = capsys.readouterr()
+    runs = EXPERIMENTS["even-odd"].runs(TINY, store.lookup, [0])
+    assert [line.split(":")[0] for line in out.splitlines()] == [run.name for run in runs]
+    assert err == ""
 
 
 def test_a_worker_that_fails_is_heard(store, capfd):
