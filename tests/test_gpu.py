@@ -1,7 +1,9 @@
 """The one call on a lent GPU: here on the CPU, at tiny, cut, killed, gone on with, brought home."""
 
+import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import zipfile
 import gpu
 import pytest
 from build_book import ROOT
+from environments import link, required
 
 from dropreg.experiments import Record, Size, Store, train
 from dropreg.experiments.records import read_record, results_folder
@@ -20,15 +23,21 @@ RUNS = list(gpu.EXPERIMENT.runs(Size.TINY, lambda _: None))
 
 
 @pytest.fixture
-def environment(tmp_path):
-    """What a lent machine sets: no git to ask, the commit named."""
-    return {**os.environ, "DROPREG_COMMIT": COMMIT, "PYTHONPATH": str(ROOT)}
+def bare(tmp_path):
+    """A lent machine: torch and what it requires, this working tree, and no git to ask."""
+    folder = tmp_path / "torch-alone"
+    folder.mkdir()
+    link(folder, required("torch"))
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tools", folder)))
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": path, "DROPREG_COMMIT": COMMIT}
 
 
-def command(out, minutes, *more):
-    script = str(ROOT / "tools" / "gpu.py")
-    where = ("--device", "cpu", "--size", "tiny", "--out", str(out))
-    return [sys.executable, script, *where, "--minutes", str(minutes), *more]
+def command(out, minutes, *script):
+    where = ("--device", "cpu", "--size", "tiny", "--out", str(out), "--minutes", str(minutes))
+    return [sys.executable, "-S", "-s", *(script or [str(ROOT / "tools" / "gpu.py")]), *where]
+
+
+TRAINING_ONLY = "import gpu, sys; gpu.right_and_cost = lambda call: None; sys.exit(gpu.main())"
 
 
 def rows(out):
@@ -39,18 +48,16 @@ def rows(out):
         return {json.loads(archive.read(name))["run"]: archive.read(name) for name in names}
 
 
-def test_a_whole_call_and_home_again(tmp_path, environment, capsys):
+def test_a_whole_call_and_home_again(tmp_path, bare, capsys):
     out = tmp_path / "out"
-    done = subprocess.run(
-        command(out, 0.9), env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command(out, 0.7), env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = {path.name for path in out.iterdir()}
     assert len(names) <= gpu.MAX_FILES
     assert all(path.stat().st_size <= gpu.MAX_BYTES for path in out.iterdir())
     readme = (out / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in names - {"README.md"})
-    for part in ("tests: ", "gradients: exit code 0", "cost: exit code 0", "5 at once"):
+    for part in ("no pytest here", "gradients: exit code 0", "cost: exit code 0", "5 at once"):
         assert part in readme, readme
     first = {run.name for run in RUNS if run.seed == 0}
     assert first <= rows(out).keys()
@@ -69,10 +76,13 @@ def test_a_whole_call_and_home_again(tmp_path, environment, capsys):
     assert not (results_folder() / "tiny").exists()
 
 
-def test_killed_half_way_leaves_whole_rows_and_nobody_at_work(tmp_path, environment):
+def test_killed_half_way_leaves_whole_rows_and_nobody_at_work(tmp_path, bare):
     out = tmp_path / "out"
     process = subprocess.Popen(
-        command(out, 2), env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        command(out, 2, "-c", TRAINING_ONLY),
+        env=bare,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (
@@ -95,6 +105,21 @@ def test_killed_half_way_leaves_whole_rows_and_nobody_at_work(tmp_path, environm
     else:
         os.killpg(process.pid, signal.SIGKILL)
         pytest.fail("a worker goes on")
+
+
+def test_a_part_is_ended_in_time_and_keeps_what_it_had(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DROPREG_COMMIT", COMMIT)
+    monkeypatch.setattr(gpu, "FEWEST", 3.0)
+    options = argparse.Namespace(out=tmp_path / "out", device="cpu", size="tiny", minutes=0.01)
+    call = gpu.Call(options, tmp_path / "work")
+    call.work.mkdir()
+    gpu.part(call, "tests", "-c", "import time; print('one', flush=True); time.sleep(60)")
+    gpu.part(call, "cost", "-c", "raise SystemExit('no such thing')")
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.match(r"==> tests: ended when its 3 s were over, with what it had, \d s; one", first)
+    assert re.match(r"==> cost: exit code 1, \d s; no such thing", second)
+    with zipfile.ZipFile(options.out / gpu.ROWS) as archive:
+        assert archive.read("log/tests.txt") == b"one\n"
 
 
 def a_call(tmp_path, content):

