@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -65,30 +64,31 @@ def possible(condition: str) -> bool:
     return sets.index(INSTRUCTIONS[condition][0]) <= (sets.index(best) if best in sets else 0)
 
 
-def moved(path: Path, condition: str) -> Iterator[Moved]:
-    """Execute a notebook under a condition, and yield the cells that moved."""
+def moved(path: Path, condition: str) -> list[Moved]:
+    """Execute a notebook under a condition, and return the cells that moved."""
     code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
     with tempfile.TemporaryDirectory() as folder:
         startup = Path(folder, "profile_default", "startup")
         startup.mkdir(parents=True)
         shutil.copy(STARTUP, startup)
         report = Path(folder, "report.xml")
-        options = ("--nbval-lax", "--color=no", "-vv", "-p", "no:cacheprovider")
-        options += (f"--nbval-cell-timeout={build_book.CELL_TIMEOUT}",)
+        options = [f"--nbval-cell-timeout={build_book.CELL_TIMEOUT}", f"--junitxml={report}"]
+        options += ["--nbval-lax", "--color=no", "-vv", "-p", "no:cacheprovider"]
         result = subprocess.run(
-            (sys.executable, "-m", "pytest", path, *options, f"--junitxml={report}"),
+            (sys.executable, "-m", "pytest", path, *options),
             env=os.environ | {"IPYTHONDIR": folder} | environment(condition),
             cwd=build_book.ROOT,
             capture_output=True,
             text=True,
         )
         if result.returncode not in (0, 1):  # no verdict: pytest itself failed
-            yield Moved("no cell was run", result.stdout + result.stderr)
-            return
+            return [Moved("no cell was run", result.stdout + result.stderr)]
+        found = []
         for case in ElementTree.parse(report).iter("testcase"):
             for bad in (*case.iter("failure"), *case.iter("error")):
                 number = int(case.attrib["name"].removeprefix("Cell "))
-                yield Moved(f"cell {code[number].id}", bad.text or "")
+                found.append(Moved(f"cell {code[number].id}", bad.text or ""))
+        return found
 
 
 def main() -> None:
@@ -103,17 +103,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="notebooks executed side by side")
     arguments = parser.parse_args()
     paths = [path.resolve() for path in arguments.notebooks] or build_book.chapters()
-    conditions = [c for c in arguments.conditions if environment(c) and possible(c)]
+    for condition in arguments.conditions:
+        environment(condition)  # refuses an unknown one before anything runs
+    conditions = list(filter(possible, arguments.conditions))
     for condition in set(arguments.conditions) - set(conditions):
         print(f"==> Without {condition}: this processor has no such instructions")
     print(f"==> {len(paths)} notebooks under {', '.join(conditions)}", flush=True)
     total = 0
     with concurrent.futures.ThreadPoolExecutor(arguments.workers) as pool:
-        runs = {
-            pool.submit(lambda p, c: [*moved(p, c)], p, c): (p, c)
-            for c in conditions
-            for p in paths
-        }
+        runs = {pool.submit(moved, path, c): (path, c) for c in conditions for path in paths}
         for run in concurrent.futures.as_completed(runs):
             path, condition = runs[run]
             name = os.path.relpath(path, build_book.ROOT)
