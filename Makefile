@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides assignments notebooks benchmark test colab links lint clean
+.PHONY: help env book serve slides assignments notebooks benchmark test elsewhere colab links lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ lint: env ## ruff (docstrings and formatting included) and mypy
 
 test: env ## everything that is tested, in some 20 minutes (ONLY="lint tests": some parts)
 	@$(BIN)/python tools/run_tests.py --workers $(WORKERS) $(ONLY)
+
+elsewhere: env ## execute the notebooks as on other processors, with two threads and with other seeds
+	@$(BIN)/python tools/elsewhere.py --workers $(WORKERS)
 
 colab: env ## run every notebook as Colab does: alone, the package installed by its first cell
 	@DROPREG_COLAB=all $(BIN)/pytest tests/colab

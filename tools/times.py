@@ -7,10 +7,11 @@ PAGE = "book/reference/times"
 INTRODUCTION = """\
 # Execution times
 
-What each chapter took when it was last executed for this book: one thread of PyTorch, with other
-notebooks executing beside it. This page is made by the build, which executes a chapter again when
-its code, the library or a result that it reads has changed. What takes longer than a chapter should
-is loaded from recorded runs; the chapters that show them say what those took.
+What each chapter took of one core when it was last executed for this book, from the start of Python
+to its end: processor time, which what else the machine does hardly changes. The last cell of a
+chapter prints its own, from after the imports. This page is made by the build, which executes a
+chapter again when its code, the library or a result that it reads has changed. What takes longer
+than a chapter should is loaded from recorded runs; the chapters that show them say what those took.
 """
 
 
@@ -29,7 +30,12 @@ def index(notebooks: dict[Path, Any]) -> str:
         if run is None:
             rows.append(f"| {link} | not executed by this build | | |")
         else:
-            total += run["seconds"]
-            rows.append(f"| {link} | {run['seconds']:.0f} | {run['date']} | {run['machine']} |")
-    table = ["| chapter | seconds | executed on | machine |", "|---|---:|---|---|", *rows]
+            total += run["processor_seconds"]
+            took = f"{run['processor_seconds']:.0f}"
+            rows.append(f"| {link} | {took} | {run['date']} | {run['machine']} |")
+    table = [
+        "| chapter | seconds of one core | executed on | machine |",
+        "|---|---:|---|---|",
+        *rows,
+    ]
     return "\n".join([INTRODUCTION, *table, f"| all of them | {total:.0f} | | |"]) + "\n"

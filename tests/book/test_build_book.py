@@ -105,7 +105,7 @@ def test_a_failed_cell_stops_the_build_and_the_old_book_stays(tmp_path, monkeypa
     with pytest.raises(SystemExit, match=r"FAILED notebooks: bad\.ipynb"):
         build_book.execute_all([good, bad], workers=1)
     (kept,) = (tmp_path / "executed").iterdir()
-    assert nbformat.read(kept, as_version=4).metadata.run.seconds > 0
+    assert nbformat.read(kept, as_version=4).metadata.run.processor_seconds > 0
 
 
 @pytest.fixture
@@ -174,7 +174,11 @@ def test_a_forks_site_points_to_the_fork():
 
 def test_times_are_shown_and_added():
     timed, other = notebook(text="# Fast"), notebook(text="# Stored")
-    timed.metadata.run = {"seconds": 12.3, "date": "2026-01-02", "machine": "x86_64, 2 cores"}
+    timed.metadata.run = {
+        "processor_seconds": 12.3,
+        "date": "2026-01-02",
+        "machine": "x86_64, 2 cores",
+    }
     page = times.index({Path("book/a/fast.ipynb"): timed, Path("book/b.ipynb"): other})
     assert "| [Fast](../../book/a/fast.ipynb) | 12 | 2026-01-02 | x86_64, 2 cores |" in page
     assert "| [Stored](../../book/b.ipynb) | not executed by this build | | |" in page

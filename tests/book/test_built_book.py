@@ -195,6 +195,31 @@ def test_the_pdf_holds_the_book():
     assert (HTML / build_book.PDF).stat().st_size < 30_000_000
 
 
+@cache
+def surroundings():
+    return build_book.surroundings_hash()
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+def printed(cell):
+    """What is text in the outputs: pictures need not be the same to the last bit."""
+    data = [o.get("data", {"text": o.get("text")}) for o in cell.outputs]
+    return [{kind: d[kind] for kind in d if kind.startswith("text")} for d in data]
+
+
+@pytest.mark.parametrize("path", build_book.chapters(), ids=lambda path: path.stem)
+def test_compared_cells_print_on_this_machine_what_is_committed(path):
+    name = build_book.cache_name(nbformat.read(path, as_version=4), surroundings())
+    executed = build_book.EXECUTED / name
+    assert executed.is_file(), f"{path.name} has changed since: run `make book`"
+    for cell, here in zip(code_cells(path), code_cells(executed), strict=True):
+        if "nbval-check-output" in cell.metadata.get("tags", []):
+            assert printed(here) == printed(cell), f"cell {cell.id}; see `make elsewhere`"
+
+
 def test_the_page_of_times_has_every_chapter():
     rows = parsed(HTML / f"{times.PAGE}.html").find("article").find_all("tr")
     shown = {row.find("a")["href"]: row.find_all("td")[1].get_text() for row in rows if row.a}

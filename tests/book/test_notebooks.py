@@ -69,6 +69,17 @@ def test_compared_cells_have_something_to_compare(notebook):
             assert cell.outputs, cell.source
 
 
+def test_the_stated_time_is_about_the_stored_one(notebook):
+    said = re.findall(
+        r"\*Running:\* (?:about (\d+) seconds of one core)?", notebook.cells[0].source
+    )
+    texts = [o.get("text", "") for cell in cells(notebook, "code") for o in cell.outputs]
+    printed = re.findall(r"^(\d+) s of one core$", "".join(texts), re.MULTILINE)
+    assert len(said) == len(printed) <= 1
+    for stated, took in zip(map(int, said), map(int, printed), strict=True):
+        assert took / 2 <= stated <= 2 * took, f"stated {stated} s, stored {took} s"
+
+
 def test_first_cell_is_the_title(notebook):
     first = notebook.cells[0]
     assert first.cell_type == "markdown"
