@@ -33,8 +33,8 @@ serve: book ## build the book and serve it on this machine
 	@echo "==> http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
-slides: book ## make the slides of three lectures, for _build/slides
-	@$(BIN)/python tools/build_slides.py --workers $(WORKERS)
+slides: env ## make the slides of three lectures, for _build/slides
+	@$(BIN)/python tools/build_slides.py
 
 assignments: env ## make each assignment for students and for you, for assignments/ and _build/assignments
 	@$(BIN)/python tools/classroom.py build

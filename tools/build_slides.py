@@ -1,4 +1,7 @@
-"""Make the slides of the three lectures from slides/*.md and the executed notebooks.
+"""Make the slides of the three lectures: slides/*.md, and the notebooks' committed outputs.
+
+Committed, so that they are the same wherever they are made: what a training gives, and a sentence
+that holds of it, may differ on another processor.
 
 A slide types no number and holds no picture of its own. Its source, Markdown with Jinja's braces
 written as `<<` and `>>`, asks a cell of a chapter for them:
@@ -194,31 +197,21 @@ def render(source: Path, slides: Path) -> None:
     made.rename(slides)
 
 
-def by_page(notebooks: dict[Path, Any]) -> dict[str, Any]:
-    """Name the notebooks as the slides do, `what/noise`."""
-    book = build_book.ROOT / "book"
-    return {path.relative_to(book).with_suffix("").as_posix(): nb for path, nb in notebooks.items()}
-
-
 def stored() -> dict[str, Any]:
-    """Read the chapters with the outputs that are committed with them."""
-    return by_page({path: nbformat.read(path, as_version=4) for path in build_book.chapters()})
+    """Read the chapters with their committed outputs, under the names that slides use."""
+    book = build_book.ROOT / "book"
+    return {
+        path.relative_to(book).with_suffix("").as_posix(): nbformat.read(path, as_version=4)
+        for path in build_book.chapters()
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--workers", type=int, default=2, help="notebooks executed side by side")
-    parser.add_argument(
-        "--stored", action="store_true", help="execute nothing: take the committed outputs"
-    )
-    arguments = parser.parse_args()
-    if arguments.stored:
-        notebooks = stored()
-    else:
-        notebooks = by_page(build_book.execute_all(build_book.chapters(), arguments.workers))
+    parser.parse_args()
     source = build_book.BUILD / "slides-source"
     try:
-        stage(notebooks, source)
+        stage(stored(), source)
     except Missing as problem:
         sys.exit(f"FAILED: {problem}\n{SLIDES} is as it was.")
     render(source, SLIDES)
