@@ -1,4 +1,4 @@
-"""The paper's experiments: declared once, run at three sizes, recorded with their provenance.
+"""The paper's experiments: declared once, run at several sizes, recorded with their provenance.
 
 `Rule` and `Step` are the update rules, for any training loop. `EXPERIMENTS` are the declarations,
 which the command line ``dropreg`` runs. `dropreg.experiments.ledger` compares what was measured.
