@@ -6,7 +6,7 @@ import sys
 import pytest
 import run_tests
 
-FAILS = [sys.executable, "-c", "raise SystemExit(3)"]
+FAILS = [sys.executable, "-c", "print('seen'); raise SystemExit(3)"]
 
 
 def made_up(tmp_path):
@@ -49,10 +49,24 @@ def test_some_parts_only(tmp_path, monkeypatch, capfd):
     assert "no part third; there are first, second" in capfd.readouterr().err
 
 
+def test_what_runs_beside_the_rest_is_shown_when_it_has_ended(tmp_path, monkeypatch, capfd):
+    """And before what runs alone begins."""
+    monkeypatch.setattr(run_tests, "parts", made_up(tmp_path))
+    monkeypatch.setattr(run_tests, "BESIDE", ("first",))
+    monkeypatch.setattr(run_tests, "ALONE", "second")
+    monkeypatch.setattr(sys, "argv", ["run_tests.py"])
+    with pytest.raises(SystemExit) as ended:
+        run_tests.main()
+    assert ended.value.code
+    printed = capfd.readouterr().out
+    assert printed.index("seen") < printed.index("==> second: passes")
+    assert "FAILED  first" in printed
+
+
 def test_the_programs_are_there_and_are_set_as_said():
     for name, (_, commands, settings) in run_tests.parts("2").items():
         assert all((run_tests.BIN / command[0]).exists() for command in commands), name
-        assert run_tests.run([["python", "-c", CHECK.format(settings)]], settings), name
+        assert run_tests.run([["python", "-c", CHECK.format(settings)]], settings) == (True, "")
 
 
 CHECK = "import os; assert os.environ.items() >= {}.items(); assert os.environ['OMP_NUM_THREADS']"

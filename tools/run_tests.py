@@ -1,6 +1,8 @@
 """Run everything that is tested, part by part, and say at the end which part failed.
 
 A part that fails does not keep the others from running. `make test ONLY="lint book"` runs some.
+Parts that use one core run beside those that leave one idle at times; what they print is shown when
+they have ended.
 """
 
 import argparse
@@ -8,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,15 +56,38 @@ def parts(workers: str) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
     }
 
 
-def run(commands: list[list[str]], settings: dict[str, str]) -> bool:
-    """Run all commands of a part, whichever of them fails."""
+BESIDE = ("lint", "assignments")
+ALONE = "tests"  # some of them look at the clock
+
+
+def run(
+    commands: list[list[str]], settings: dict[str, str], *, quietly: bool = False
+) -> tuple[bool, str]:
+    """Run all commands of a part, whichever of them fails.
+
+    Returns:
+        Whether all went well, and what they printed, if it has not been shown.
+    """
     environment = {"OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     environment |= dict(os.environ) | settings
-    codes = [
-        subprocess.run([BIN / command[0], *command[1:]], cwd=ROOT, env=environment).returncode
-        for command in commands
-    ]
-    return not any(codes)
+    out, error = (subprocess.PIPE, subprocess.STDOUT) if quietly else (None, None)
+    done = []
+    for program, *words in commands:
+        command = [str(BIN / program), *words]
+        done.append(
+            subprocess.run(command, cwd=ROOT, env=environment, text=True, stdout=out, stderr=error)
+        )
+    return not any(each.returncode for each in done), "".join(each.stdout or "" for each in done)
+
+
+def part(name: str, workers: str, *, quietly: bool = False) -> tuple[str, str]:
+    """Run a part; returns what is said of it at the end, and what it printed."""
+    _, commands, settings = parts(workers)[name]
+    begun = time.monotonic()
+    well, printed = run(commands, settings, quietly=quietly)
+    minutes, seconds = divmod(round(time.monotonic() - begun), 60)
+    verdict = "passed" if well else "FAILED"
+    return f"    {verdict}  {name:12} {minutes:2}:{seconds:02}  make test ONLY={name}", printed
 
 
 def main() -> None:
@@ -72,21 +98,33 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.only) - known.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    chosen = options.only or list(known)
+    chosen = [name for name in known if name in options.only or not options.only]
     if chosen == list(known):
         print("==> About 20 minutes on two cores; less where notebooks are executed already")
-    lines, failed = [], False
-    for name in chosen:
-        what, commands, settings = parts(options.workers)[name]
-        print(f"==> {name}: {what}", flush=True)
-        begun = time.monotonic()
-        well = run(commands, settings)
-        failed |= not well
-        minutes, seconds = divmod(round(time.monotonic() - begun), 60)
-        verdict = "passed" if well else "FAILED"
-        lines.append(f"    {verdict}  {name:12} {minutes:2}:{seconds:02}  make test ONLY={name}")
-    print("==> Each part, how long it took, and how to run it alone", *lines, sep="\n", flush=True)
-    sys.exit(failed)
+    lines: dict[str, str] = {}
+
+    def show(name: str, result: tuple[str, str]) -> None:
+        lines[name], printed = result
+        print(f"==> {name}: {known[name][0]}", printed, sep="\n", end="", flush=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        beside = {
+            name: pool.submit(part, name, options.workers, quietly=True)
+            for name in chosen
+            if name in BESIDE
+        }
+        for name in chosen:
+            if name == ALONE:
+                for other in list(beside):
+                    show(other, beside.pop(other).result())
+            if name not in BESIDE:
+                print(f"==> {name}: {known[name][0]}", flush=True)
+                lines[name], _ = part(name, options.workers)
+        for name, result in beside.items():
+            show(name, result.result())
+    print("==> Each part, how long it took, and how to run it alone", flush=True)
+    print(*(lines[name] for name in chosen), sep="\n", flush=True)
+    sys.exit(any("FAILED" in each for each in lines.values()))
 
 
 if __name__ == "__main__":
