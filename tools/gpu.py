@@ -138,8 +138,9 @@ def right_and_cost(call: Call) -> None:
     if find_spec("pytest"):
         files = [f"tests/{name}.py" for name in TESTS]
         kind = torch.device(call.device).type
-        # Warnings are shown, not raised: another PyTorch warns of other things.
-        options = ("-q", "-k", kind, "-W", "default", "-p", "no:cacheprovider")
+        # Each by name, in case they are cut. Warnings are shown, not raised: another PyTorch warns
+        # of other things.
+        options = ("-v", "-k", kind, "-W", "default", "-p", "no:cacheprovider")
         part(call, "tests", "-m", "pytest", *files, *options)
     else:
         call.say("tests: left out, as there is no pytest here")
