@@ -13,15 +13,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import elsewhere
+
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
-# Kernels that every processor of this kind has. The book is executed with this machine's own: so
-# what a notebook prints is compared on two instruction sets.
-PLAIN_KERNELS = {
-    "ATEN_CPU_CAPABILITY": "default",
-    "MKL_CBWR": "COMPATIBLE",
-    "ONEDNN_MAX_CPU_ISA": "SSE41",
-}
 
 
 def parts(workers: str) -> dict[str, tuple[str, list[list[str]], dict[str, str]]]:
@@ -41,7 +36,8 @@ def parts(workers: str) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
         "notebooks": (
             "Notebooks against their committed outputs, with plain kernels",
             [["pytest", "book", "--nbval-lax", *side_by_side]],
-            PLAIN_KERNELS,
+            # The book is executed by this machine's own: so two instruction sets are compared.
+            elsewhere.environment("plain"),
         ),
         "assignments": (
             "Assignments: solution and empty notebook, from the source to the marks",
