@@ -16,7 +16,7 @@ def made_up(tmp_path):
     def parts(workers):
         return {
             "first": ("fails, and goes on", [FAILS, touch("a")], {}),
-            "second": ("passes", [touch("b")], {"SETTING": workers}),
+            "second": ("passes", [touch("b")], {"SETTING": str(workers)}),
         }
 
     return parts
@@ -64,7 +64,7 @@ def test_what_runs_beside_the_rest_is_shown_when_it_has_ended(tmp_path, monkeypa
 
 
 def test_the_programs_are_there_and_are_set_as_said():
-    for name, (_, commands, settings) in run_tests.parts("2").items():
+    for name, (_, commands, settings) in run_tests.parts(2).items():
         assert all((run_tests.BIN / command[0]).exists() for command in commands), name
         assert run_tests.run([["python", "-c", CHECK.format(settings)]], settings) == (True, "")
 

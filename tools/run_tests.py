@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 
 
-def parts(workers: str) -> dict[str, tuple[str, list[list[str]], dict[str, str]]]:
+def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]]:
     """For each part what it does, its commands, and what is set for them."""
-    side_by_side = ["-n", workers, "--dist", "loadfile"]
+    by_file = ["--dist", "loadfile"]
     return {
         "lint": (
             "Style, docstrings and types",
@@ -30,12 +30,12 @@ def parts(workers: str) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
         ),
         "book": (
             "Every notebook executed, every page rendered",
-            [["python", "tools/build_book.py", "build", "--workers", workers]],
+            [["python", "tools/build_book.py", "build", "--workers", str(workers)]],
             {},
         ),
         "notebooks": (
             "Notebooks against their committed outputs, with plain kernels",
-            [["pytest", "book", "--nbval-lax", *side_by_side]],
+            [["pytest", "book", "--nbval-lax", "-n", str(workers), *by_file]],
             # The book is executed by this machine's own: so two instruction sets are compared.
             elsewhere.environment("plain"),
         ),
@@ -46,7 +46,8 @@ def parts(workers: str) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
         ),
         "tests": (
             "Library, tools, built book, browser",
-            [["pytest", *side_by_side, "--cov"]],
+            # One more than there are cores: many wait, for a child, a server or a limit.
+            [["pytest", "-n", str(workers + 1), *by_file, "--cov"]],
             {},
         ),
     }
@@ -76,7 +77,7 @@ def run(
     return not any(each.returncode for each in done), "".join(each.stdout or "" for each in done)
 
 
-def part(name: str, workers: str, *, quietly: bool = False) -> tuple[str, str]:
+def part(name: str, workers: int, *, quietly: bool = False) -> tuple[str, str]:
     """Run a part; returns what is said of it at the end, and what it printed."""
     _, commands, settings = parts(workers)[name]
     begun = time.monotonic()
@@ -87,10 +88,10 @@ def part(name: str, workers: str, *, quietly: bool = False) -> tuple[str, str]:
 
 
 def main() -> None:
-    known = parts("2")
+    known = parts(2)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("only", nargs="*", metavar="PART", help=f"of {', '.join(known)}")
-    parser.add_argument("--workers", default="2", help="side by side")
+    parser.add_argument("--workers", type=int, default=2, help="side by side")
     options = parser.parse_args()
     if unknown := set(options.only) - known.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
