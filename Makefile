@@ -48,7 +48,7 @@ benchmark: env ## time and memory of every method, recorded in results/speed (SI
 lint: env ## ruff (docstrings and formatting included) and mypy
 	@$(BIN)/python tools/run_tests.py lint
 
-test: env ## everything that is tested, in some 20 minutes (ONLY="lint tests": some parts)
+test: env ## everything that is tested, in some 25 minutes (ONLY="lint tests": some parts)
 	@$(BIN)/python tools/run_tests.py --workers $(WORKERS) $(ONLY)
 
 elsewhere: env ## execute the notebooks as on other processors, with two threads and with other seeds

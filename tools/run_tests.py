@@ -46,8 +46,7 @@ def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
         ),
         "tests": (
             "Library, tools, built book, browser",
-            # One more than there are cores: many wait, for a child, a server or a limit.
-            [["pytest", "-n", str(workers + 1), *by_file, "--cov"]],
+            [["pytest", "-n", str(workers), *by_file, "--cov"]],
             {},
         ),
     }
@@ -97,7 +96,7 @@ def main() -> None:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     chosen = [name for name in known if name in options.only or not options.only]
     if chosen == list(known):
-        print("==> About 20 minutes on two cores; less where notebooks are executed already")
+        print("==> About 25 minutes on two cores; less where notebooks are executed already")
     lines: dict[str, str] = {}
 
     def show(name: str, result: tuple[str, str]) -> None:
