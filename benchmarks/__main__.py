@@ -12,8 +12,8 @@ import torch
 from benchmarks import measure, report
 from benchmarks.methods import DIAGONALS, METHODS
 from benchmarks.workloads import SIZES, WORKLOADS
-from dropreg.experiments.records import results_folder
-from dropreg.experiments.tasks import Size
+from dropreg.book.experiments.records import results_folder
+from dropreg.book.experiments.tasks import Size
 
 PARTS = (*WORKLOADS, "growth", "import", "fidelity", "gradients", "rules")
 

@@ -21,9 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.measure import write
 from dropreg import NoisyLoss, explicit_regularizer, implicit_noise
-from dropreg.data import load_corpus, load_digits, windows
+from dropreg.book.data import load_corpus, load_digits, windows
+from dropreg.book.models import MLP, LSTMLanguageModel, TransformerLanguageModel, detach
 from dropreg.losses import half_quadratic
-from dropreg.models import MLP, LSTMLanguageModel, TransformerLanguageModel, detach
 from dropreg.noise import Probe, variance
 from dropreg.objective import DEFAULT_STEP, clean
 from dropreg.sites import Noise, Site, find_logits

@@ -20,7 +20,7 @@ import torch._dynamo  # noqa: F401 (any optimizer brings it in a training: here 
 
 from benchmarks.methods import METHODS, SLOW, Step, methods_of
 from benchmarks.workloads import GROWTH, STACK, WORKLOADS, Workload
-from dropreg.experiments.records import session, write_whole
+from dropreg.book.experiments.records import session, write_whole
 
 SCHEMA = 1
 SHORTEST = 0.02

@@ -20,11 +20,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import write
+from dropreg.book.experiments import TASKS, Rule, Size, Step
+from dropreg.book.experiments.training import Average
+from dropreg.book.models.base import detach
 from dropreg.errors import values_unchecked
-from dropreg.experiments import TASKS, Rule, Size, Step
-from dropreg.experiments.training import Average
 from dropreg.kernels import float32_precision
-from dropreg.models.base import detach
 
 TASK = TASKS["lstm"]
 WORDS = {Size.TINY: 100, Size.SMALL: 1_000, Size.LARGE: 10_000, Size.FULL: 10_000}

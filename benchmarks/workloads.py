@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dropreg import shared_dropout
-from dropreg.models import MLP, LSTMLanguageModel, TransformerLanguageModel
+from dropreg.book.models import MLP, LSTMLanguageModel, TransformerLanguageModel
 
 SIZES = ("tiny", "small", "full")
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from dropreg.cli import main
+from dropreg.book.cli import main
 
 sys.exit(main())

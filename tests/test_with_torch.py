@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dropreg
 from dropreg import CrossEntropy, Loss, dropout_k_loss, replace_dropout
-from dropreg.models import LSTMLanguageModel
+from dropreg.book.models import LSTMLanguageModel
 
 METHODS = ("central", "even_odd")
 
@@ -223,7 +223,7 @@ def test_chunked_loss_says_that_it_is_differentiated_once() -> None:
 
 HEAVY = (
     "torch._dynamo", "torch._inductor", "torch.onnx", "sympy", "pandas", "matplotlib", "scipy",
-    "sklearn", "seaborn", "pooch", "dropreg.data", "dropreg.models", "dropreg.experiments",
+    "sklearn", "seaborn", "pooch", "dropreg.book",
 )  # fmt: skip
 
 

@@ -39,10 +39,10 @@ from typing import Any
 
 import torch
 
+from dropreg.book.experiments import EXPERIMENTS, Record, Run, Size, Store, train
+from dropreg.book.experiments.records import commit, read_record, results_folder, write_whole
+from dropreg.book.experiments.tasks import texts
 from dropreg.errors import DropregError
-from dropreg.experiments import EXPERIMENTS, Record, Run, Size, Store, train
-from dropreg.experiments.records import commit, read_record, results_folder, write_whole
-from dropreg.experiments.tasks import texts
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = EXPERIMENTS["first-epochs"]

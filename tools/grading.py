@@ -23,7 +23,7 @@ from sandbox import Limits, Sandbox
 from sandbox_child import define, find, is_stub, statements
 from traitlets import Bool, Integer
 
-from dropreg.teaching import Answer, Mistake
+from dropreg.book.checks import Answer, Mistake
 
 MAX_FILE, MAX_TEXT, MAX_IMAGES = 20_000_000, 20_000, 6_000_000
 IMAGES = ("image/png", "image/jpeg")

@@ -27,7 +27,7 @@ import psutil
 import sandbox_child
 
 import dropreg
-from dropreg.teaching import Answer, Mistake
+from dropreg.book.checks import Answer, Mistake
 
 PACKAGE = Path(dropreg.__file__).resolve().parent
 CHILD = Path(sandbox_child.__file__).resolve()

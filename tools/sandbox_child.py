@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dropreg.teaching import Fixture
+from dropreg.book.checks import Fixture
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

@@ -150,7 +150,7 @@ def dropout(h, q, training=True):
         output_variance="def output_variance(h, w, q, shared):\n    return torch.zeros(10**13)",
         dropout_k_loss="def dropout_k_loss(w, x, y, q, k):\n"
         "    for _ in range(10**4):\n        print('x' * 1000)\n    raise KeyError('<b>bold</b>')",
-        noise_trace="import dropreg.teaching.core as core\n"
+        noise_trace="import dropreg.book.checks.core as core\n"
         "def noise_trace(gradients):\n    core.expect = lambda *a, **k: None\n    return 0.0",
         power="import socket\ndef power(ks, traces):\n"
         "    socket.create_connection(('1.1.1.1', 53), 2)\n    return 0.0",

@@ -99,7 +99,7 @@ def test_no_secret_in_wheel_and_source_package(packages):
             if member.isfile():
                 files[member.name] = archive.extractfile(member).read()
     for name in NAMES:
-        assert f"dropreg/teaching/{name}.py" in files  # the checks are for everybody
+        assert f"dropreg/book/checks/{name}.py" in files  # the checks are for everybody
     for path, content in files.items():
         assert not re.search(r"assignments|wrong|\.ipynb", path), path
         if path.endswith((".py", ".md")):

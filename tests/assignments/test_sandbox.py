@@ -10,7 +10,7 @@ import torch
 from sandbox import Limits, NoIsolationError, Sandbox, isolation_works
 
 import dropreg
-from dropreg.teaching import Fixture, Mistake
+from dropreg.book.checks import Fixture, Mistake
 
 NEEDS_BWRAP = pytest.mark.skipif(
     not isolation_works() and os.environ.get("CI") != "true",
@@ -56,7 +56,7 @@ def processes():
     return [name for name in os.listdir("/proc") if name.isdigit()]
 
 def patch():
-    import builtins, dropreg.teaching.core as core
+    import builtins, dropreg.book.checks.core as core
     torch.as_tensor = core.expect = builtins.abs = lambda *a, **k: torch.zeros(())
     return 42.0
 

@@ -1,0 +1,332 @@
+"""Checks of assignment 2, two effects."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dropreg.book.checks.core import Answer, Fixture, Mistake, Numbers, check, expect
+from dropreg.book.checks.fixtures import TINY_Q, tiny_network
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What dropout does to the tiny network on one batch of one image, over all 16 masks.
+
+    Attributes:
+        clean: The loss without noise.
+        mean: The expected loss.
+        deviation: The standard deviation of the loss.
+        clean_gradient: The gradient without noise, (parameters,).
+        gradient: The expected gradient.
+        covariance: The covariance of the gradient.
+    """
+
+    clean: float
+    mean: float
+    deviation: float
+    clean_gradient: Tensor
+    gradient: Tensor
+    covariance: Tensor
+
+
+@functools.cache
+def _exact(seed: int, x: tuple[float, ...], y: int) -> Exact:
+    model = tiny_network(seed)
+    inputs, target = torch.tensor([x], dtype=torch.float64), torch.tensor([y])
+
+    def loss_and_gradient(mask: Tensor) -> tuple[float, Tensor]:
+        loss = F.cross_entropy(model[3](model[:2](inputs) * mask), target)
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        return loss.item(), torch.cat([grad.flatten() for grad in grads])
+
+    masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=4)), dtype=torch.float64)
+    chance = (TINY_Q ** (1 - masks) * (1 - TINY_Q) ** masks).prod(1)
+    results = [loss_and_gradient(mask / (1 - TINY_Q)) for mask in masks]
+    losses = torch.tensor([loss for loss, _ in results], dtype=torch.float64)
+    gradients = torch.stack([gradient for _, gradient in results])
+    clean, clean_gradient = loss_and_gradient(torch.ones(4, dtype=torch.float64))
+    mean, gradient = chance @ losses, chance @ gradients
+    centred = gradients - gradient
+    return Exact(
+        clean,
+        mean.item(),
+        (chance @ (losses - mean).square()).sqrt().item(),
+        clean_gradient,
+        gradient,
+        centred.T @ (chance[:, None] * centred),
+    )
+
+
+def _problem(n: Numbers) -> tuple[tuple[Fixture, Tensor, Tensor], Exact]:
+    """A tiny network and an image on which both effects are easy to see, and the truth."""
+    for _ in range(50):
+        seed, x, y = n.seed(), n.normal(1, 3), n.integer(0, 2)
+        exact = _exact(seed, tuple(x[0].tolist()), y)
+        change = (exact.gradient - exact.clean_gradient).norm() / exact.clean_gradient.norm()
+        if abs(exact.mean - exact.clean) > exact.deviation / 3 and change > 0.3:
+            break
+    return (Fixture("tiny_network", (seed,)), x, torch.tensor([y])), exact
+
+
+@check
+def explicit(explicit_effect: Answer, n: Numbers) -> None:
+    """The explicit effect is the expected loss less the clean one."""
+    problem, exact = _problem(n)
+    draws = 3000
+    got = explicit_effect.numbers(*problem, draws, shape=(2,))
+    truth, error = exact.mean - exact.clean, exact.deviation / math.sqrt(draws)
+    expect(
+        f"the explicit effect from {draws} masks",
+        got[0],
+        truth,
+        error=error,
+        mistakes={
+            "this is the expected loss; subtract the clean one.": exact.mean,
+            "this is the clean loss alone.": exact.clean,
+            "the sign is turned around: it is the noisy loss less the clean one.": -truth,
+            "it is zero: is the model in the same mode for both losses?": 0.0,
+            "there is a ½ too much.": truth / 2,
+        },
+    )
+
+
+@check
+def explicit_error(explicit_effect: Answer, n: Numbers) -> None:
+    """The error of the explicit effect is that of a mean."""
+    problem, exact = _problem(n)
+    draws = 1000
+    got = explicit_effect.numbers(*problem, draws, shape=(2,))[1]
+    if got == 0:
+        raise Mistake(
+            "the standard error is zero: the losses do not differ. Is dropout switched on?"
+        )
+    # The relative error of a standard deviation depends on the fourth moment: leave a fifth.
+    expect(
+        "the logarithm of the standard error",
+        got.abs().log(),
+        math.log(exact.deviation / math.sqrt(draws)),
+        error=0.04,
+        rounding=0.0,
+        mistakes={
+            "this is the spread of single losses; their mean has one smaller by √n.": math.log(
+                exact.deviation
+            ),
+            "it falls as √n, not as n.": math.log(exact.deviation / draws),
+            "this is a variance; take its root.": math.log(exact.deviation**2 / draws),
+        },
+    )
+
+
+@check
+def gradient_mean(gradient_draws: Answer, n: Numbers) -> None:
+    """The draws have the expected gradient as their mean."""
+    problem, exact = _problem(n)
+    draws, size = 600, len(exact.gradient)
+    got = gradient_draws.numbers(*problem, draws, shape=(draws, size))
+    if got[-50:].mean(0).norm() > 6 * got[:50].mean(0).norm():
+        raise Mistake(
+            "later gradients are much longer: they pile up in .grad. Set it to None before each "
+            "backward pass, or use torch.autograd.grad."
+        )
+    expect(
+        f"the mean of {draws} gradients",
+        got.mean(0),
+        exact.gradient,
+        error=(exact.covariance.diag() / draws).sqrt(),
+        rounding=1e-3,
+        mistakes={
+            "this is the gradient without noise: switch dropout on with model.train().": (
+                exact.clean_gradient
+            ),
+        },
+    )
+
+
+@check
+def gradient_spread(gradient_draws: Answer, n: Numbers) -> None:
+    """The draws have dropout's noise: each its own mask."""
+    problem, exact = _problem(n)
+    draws, size = 600, len(exact.gradient)
+    got = gradient_draws.numbers(*problem, draws, shape=(draws, size))
+    squares = (got - got.mean(0)).square().sum(1)
+    expect(
+        "the trace of the covariance",
+        squares.sum() / (draws - 1),
+        exact.covariance.trace(),
+        error=squares.std() / math.sqrt(draws),
+        mistakes={
+            "all gradients are equal: each needs a forward pass with a mask of its own.": 0.0
+        },
+    )
+
+
+@check
+def ratio(noise_to_signal: Answer, n: Numbers) -> None:
+    """The length of the noise is compared with that of the mean gradient."""
+    gradients = 2 * n.normal(n.integer(20, 30), 6) + 1 + n.normal(6)
+    count, mean, trace = len(gradients), gradients.mean(0).norm(), gradients.var(0).sum()
+    expect(
+        "noise over signal",
+        noise_to_signal.numbers(gradients, shape=()),
+        trace.sqrt() / mean,
+        rounding=1e-3,
+        mistakes={
+            "take the root of the trace: lengths, not squares, are compared.": trace / mean,
+            "both are squared; the ratio of the lengths is the root of it.": trace / mean**2,
+            "signal over noise is turned around.": mean / trace.sqrt(),
+            "subtract the mean gradient before you take the length of the noise.": (
+                gradients.square().sum(1).mean().sqrt() / mean
+            ),
+            "the signal is the length of the mean, not the mean of the lengths.": trace.sqrt()
+            / gradients.norm(dim=1).mean(),
+            "divide by n-1, as the mean was estimated from the same draws.": (
+                trace * (count - 1) / count
+            ).sqrt()
+            / mean,
+        },
+    )
+
+
+@check
+def pair(pair_noise: Answer, n: Numbers) -> None:
+    """The noise of a pair has mean zero and the covariance of one draw."""
+    first, second = n.normal(4), n.normal(4)
+    got, difference = pair_noise.numbers(first, second, shape=(4,)), first - second
+    if (got * difference).sum() < 0:
+        difference = -difference  # the other order is as good
+    expect(
+        "the noise of a pair",
+        got,
+        difference / math.sqrt(2),
+        mistakes={
+            "off by √2: variances of independent terms add up, so divide by √2.": difference,
+            "off by √2: a difference has twice the variance, so divide by √2, not by 2.": difference
+            / 2,
+            "off by √2: divide by √2, do not multiply.": difference * math.sqrt(2),
+            "a sum keeps the mean gradient; the difference has mean zero.": (first + second)
+            / math.sqrt(2),
+        },
+    )
+
+
+def _weights(noise_back: Answer, k: int) -> Tensor:
+    """The weights with which a linear rule combines k + 2 gradients."""
+    return noise_back.numbers(torch.eye(k + 2, dtype=torch.float64), k, shape=(k + 2,))
+
+
+@check
+def back_mean(noise_back: Answer, n: Numbers) -> None:
+    """Putting the noise back keeps the mean gradient."""
+    k = n.integer(3, 9)
+    weights = _weights(noise_back, k)
+    expect(
+        "the sum of the weights of all gradients",
+        weights.sum(),
+        1.0,
+        mistakes={
+            "the first k are added up; their mean is wanted.": float(k),
+            "the pair is added; its difference has mean zero.": 1 + math.sqrt(2 * (1 - 1 / k)),
+            "the noise is there, but the mean gradient is not.": 0.0,
+        },
+    )
+    expect(
+        "the weights of the first k gradients",
+        weights[:k],
+        torch.full((k,), 1.0 / k),
+        mistakes={
+            "the last two are for the noise, not for the mean.": torch.full((k,), 1 / (k + 2))
+        },
+    )
+
+
+@check
+def back_spread(noise_back: Answer, n: Numbers) -> None:
+    """With the noise back the covariance is that of a single mask."""
+    k = n.integer(3, 9)
+    weights = _weights(noise_back, k)
+    scale = 1 - 1 / k
+    expect(
+        "the covariance, in units of that of one mask",
+        weights.square().sum(),
+        1.0,
+        mistakes={
+            "no noise is put back, and the k masks alone have 1/k of it.": 1 / k,
+            "too much by 1/k: the k masks bring some noise already; √(1-1/k) is missing.": 1
+            + 1 / k,
+            "off by √2: divide the difference of the pair by √2.": 1 / k + 2 * scale,
+            "off by √2: divide the difference of the pair by √2, not by 2.": 1 / k + scale / 2,
+            "1-1/k is the share of the variance; a factor enters squared, so take its root.": 1 / k
+            + scale**2,
+            "the factor 1/k is that of Dropout_k; the noise that it lacks has 1-1/k.": 2 / k,
+        },
+    )
+
+
+@check
+def split(even_odd: Answer, n: Numbers) -> None:
+    """Even and odd part add up to the loss under the mask."""
+    up, down = 2 + n.uniform(0.1, 1.0), n.uniform(0.1, 1.0)
+    even, odd = (up + down) / 2, (up - down) / 2
+    expect(
+        "even and odd part",
+        even_odd.numbers(up, down, shape=(2,)),
+        torch.tensor([even, odd]),
+        mistakes={
+            "the ½ is missing.": torch.tensor([2 * even, 2 * odd]),
+            "even and odd part have changed places.": torch.tensor([odd, even]),
+            "the odd part changes its sign with the mask: it is up less down.": torch.tensor(
+                [even, -odd]
+            ),
+        },
+    )
+
+
+# The 97.5 % points of Student's t for 2 to 9 degrees of freedom.
+T_POINTS = (4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
+
+
+@check
+def paired(paired_interval: Answer, n: Numbers) -> None:
+    """The interval is that of the differences, seed by seed."""
+    count = n.integer(4, 8)
+    common = 5 * n.normal(count)
+    first, second = common + n.normal(count), common + n.normal(count) + 1
+    difference = first - second
+    t, root = T_POINTS[count - 3], math.sqrt(count)
+    got = paired_interval.numbers(first, second, shape=(2,))
+    expect(
+        "the mean difference",
+        got[0],
+        difference.mean(),
+        mistakes={"it is the first less the second.": -difference.mean()},
+    )
+    half = t * difference.std() / root
+    expect(
+        "the half-width",
+        got[1],
+        half,
+        rounding=2e-3,
+        mistakes={
+            "take the differences seed by seed first: what seeds share drops out.": t
+            * (first.var() + second.var()).sqrt()
+            / root,
+            "with so few seeds use Student's t with n-1 degrees of freedom, not 1.96.": 1.96
+            * difference.std()
+            / root,
+            "with so few seeds use Student's t with n-1 degrees of freedom, not 2.": 2
+            * difference.std()
+            / root,
+            "the spread is that of single seeds; divide by √n.": t * difference.std(),
+            "this is the standard error; an interval of 95 % is t times as wide.": (
+                difference.std() / root
+            ),
+            "t has n-1 degrees of freedom, not n.": T_POINTS[count - 2] * difference.std() / root,
+        },
+    )

@@ -1,0 +1,82 @@
+"""The benchmarks run on every workload, and what is recorded says where it comes from."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.__main__ import main
+from benchmarks.fidelity import last_layer, with_last_layer
+from benchmarks.workloads import WORKLOADS
+from dropreg import explicit_regularizer
+from dropreg.book.experiments.records import results_folder
+
+COMMITTED = sorted((results_folder() / "speed").rglob("*.json"))
+COST = (
+    "dropout", "controlled", "dropout_2", "both/central", "both/even_odd", "both/published",
+    "half/central",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # of BackPACK and curvlinops
+def test_every_workload_at_tiny(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The cost of each method on each workload: times, peaks, table and plot."""
+    arguments = ["--size", "tiny", "--rounds", "1", "--results", str(tmp_path)]
+    arguments += ["--only", *WORKLOADS, "--methods", *COST, "backpack/mc", "curvlinops/hutchinson"]
+    main(arguments)
+    assert "both/central" in capsys.readouterr().out
+    folder = tmp_path / "tiny" / "cpu"
+    assert (folder / "cost.png").stat().st_size > 1000
+    for name in WORKLOADS:
+        found = json.loads((folder / f"{name}.json").read_text())
+        methods = {row["method"] for row in found["rows"]}
+        assert methods == {"dropout", *(("backpack/mc", "curvlinops/hutchinson")
+                           if name == "weight-mlp" else COST)}  # fmt: skip
+        assert all(row["seconds"] > 0 and row["rounds"] == 1 for row in found["rows"])
+        assert found["session"]["command"].startswith("python -m benchmarks")
+
+
+def test_fidelity_at_tiny(tmp_path: Path) -> None:
+    main(["--size", "tiny", "--results", str(tmp_path), "--only", "fidelity"])
+    found = json.loads((tmp_path / "tiny/cpu/fidelity.json").read_text())
+    rows = {(r["model"], r["effect"], r["method"], r["step"]): r for r in found["rows"]}
+    for model in ("lstm", "transformer", "relu-mlp"):
+        assert rows[model, "explicit", "jvp", None]["bias_on_same_noise"] == 0
+        assert rows[model, "implicit", "analytic", None]["cosine_on_same_noise"] > 1 - 1e-6
+    for model in ("lstm", "transformer"):  # smooth: a short step is the derivative
+        assert rows[model, "explicit", "central", 0.05]["bias_on_same_noise"] < 0.1
+        assert rows[model, "implicit", "central", 0.05]["cosine_on_same_noise"] > 0.98
+
+
+def test_closed_form_of_the_last_layer_is_exact() -> None:
+    torch.manual_seed(0)
+    layers = nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3)
+    x, model = torch.randn(6, 4), nn.Sequential(*layers)
+    torch.testing.assert_close(last_layer(model, x), explicit_regularizer(model, x, method="exact"))
+
+
+def test_last_layer_and_central_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their mean is R_approx: 400 draws within four standard errors."""
+    torch.manual_seed(0)
+    layers = nn.Dropout(0.2), nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.4), nn.Linear(8, 3)
+    x, model = torch.randn(6, 4), nn.Sequential(*layers)
+    monkeypatch.setattr("benchmarks.fidelity.DEFAULT_STEP", 0.02)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        draws = torch.stack([with_last_layer(model, x, generator) for _ in range(400)])
+    off = draws.mean() - explicit_regularizer(model, x, method="exact")
+    assert abs(off) < 4 * draws.std() / 20
+
+
+def test_what_is_recorded_is_of_committed_code() -> None:
+    assert COMMITTED
+    for path in COMMITTED:
+        found = json.loads(path.read_text())
+        session = found["session"]
+        assert found["schema"] == 1
+        assert session["commit"].isalnum(), path
+        assert len(session["commit"]) == 40, path
+        assert not session["changed"], f"{path}: of uncommitted code"
+        assert {"started", "command", "device", "python", "torch"} <= session.keys()

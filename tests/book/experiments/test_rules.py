@@ -1,0 +1,347 @@
+"""Update rules on a network so small that its noise can be enumerated: every mask, every sign."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks.rules import CHECKED
+from dropreg import CrossEntropy
+from dropreg.book.experiments import (
+    EXPERIMENTS,
+    TASKS,
+    GradientNoise,
+    Objective,
+    Rule,
+    Run,
+    Size,
+    Step,
+)
+from dropreg.errors import InputError, LogitsError, values_unchecked
+from dropreg.noise import shared_dropout
+from dropreg.sites import find_logits
+
+Q, UNITS = 0.3, 3
+TOKENS, TARGETS = torch.tensor([[2]]), torch.tensor([[1]])
+DRAWS = 1500
+
+
+class Network(nn.Module):
+    """One word in, one word out, dropout on three units, which are the state as well."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(4, UNITS)
+        self.output = nn.Linear(UNITS, 4)
+        self.double()
+
+    def forward(self, tokens, state=None):
+        h = torch.tanh(self.embedding(tokens)) + (0 if state is None else state)
+        h = shared_dropout(h, Q, self.training)
+        return self.output(torch.tanh(h)), h
+
+
+MODEL = Network()
+WEIGHTS = list(MODEL.parameters())
+
+
+def flat(grads):
+    return torch.cat([g.flatten() for g in grads])
+
+
+def loss_under(eta):
+    """The loss with a noise of three numbers, without the library."""
+    h = torch.tanh(MODEL.embedding(TOKENS)) * (1 + eta)
+    return F.cross_entropy(MODEL.output(torch.tanh(h))[0], TARGETS[0])
+
+
+def gradient(value):
+    return flat(torch.autograd.grad(value, WEIGHTS))
+
+
+def moments(values, chances):
+    """Mean and covariance of gradients with known probabilities."""
+    values, chances = torch.stack(values), torch.tensor(chances).double()
+    mean = chances @ values
+    return mean, (values - mean).T @ (chances[:, None] * (values - mean))
+
+
+def of_masks():
+    """Exact mean and covariance of the gradient under one dropout mask."""
+    low, high = -1.0, Q / (1 - Q)
+    grads, chances = [], []
+    for drops in itertools.product((True, False), repeat=UNITS):
+        eta = torch.tensor([low if drop else high for drop in drops], dtype=torch.float64)
+        grads.append(gradient(loss_under(eta)))
+        chances.append(torch.tensor([Q if drop else 1 - Q for drop in drops]).double().prod())
+    return moments(grads, chances)
+
+
+def of_signs(value_at):
+    """Exact mean and covariance over the signs of Rademacher noise, of the gradient of a value."""
+    signs = itertools.product((-1.0, 1.0), repeat=UNITS)
+    size = (Q / (1 - Q)) ** 0.5
+    grads = [gradient(value_at(size * torch.tensor(s, dtype=torch.float64))) for s in signs]
+    return moments(grads, [1 / 2**UNITS] * 2**UNITS)
+
+
+def slope(eta):
+    """The derivative of the loss along a noise."""
+    strength = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    return torch.autograd.grad(loss_under(strength * eta), strength, create_graph=True)[0]
+
+
+def taylor():
+    """The exact R_approx: half the variance times the trace of J^T H J over the three units."""
+    eta = torch.zeros(UNITS, dtype=torch.float64, requires_grad=True)
+    h = torch.tanh(MODEL.embedding(TOKENS)) * (1 + eta)
+    logits = MODEL.output(torch.tanh(h))[0, 0]
+    p = logits.softmax(-1)
+    jacobian = torch.stack(
+        [torch.autograd.grad(logits[c], eta, create_graph=True)[0] for c in range(4)]
+    )
+    hessian = torch.diag(p) - torch.outer(p, p)
+    return 0.5 * Q / (1 - Q) * torch.trace(jacobian.T @ hessian @ jacobian)
+
+
+CLEAN = gradient(loss_under(torch.zeros(UNITS, dtype=torch.float64)))
+MASK_MEAN, MASK_COV = of_masks()
+ANALYTIC_COV = of_signs(slope)[1]
+EVEN_MEAN, EVEN_COV = of_signs(lambda eta: (loss_under(eta) + loss_under(-eta)) / 2)
+PAIR_MEAN, PAIR_COV = of_signs(loss_under)  # even and odd part together: the noise is its own law
+APPROX = CLEAN + gradient(taylor())
+NOTHING = torch.zeros_like(MASK_COV)
+
+CASES = {
+    "dropout_1": (Rule("dropout_k"), MASK_MEAN, MASK_COV),
+    "dropout_4": (Rule("dropout_k", k=4), MASK_MEAN, MASK_COV / 4),
+    "dropout_4+dropout_pair": (Rule("dropout_k", "dropout_pair", 4), MASK_MEAN, MASK_COV),
+    "dropout_4+analytic": (
+        Rule("dropout_k", "analytic", 4),
+        MASK_MEAN,
+        MASK_COV / 4 + 0.75 * ANALYTIC_COV,
+    ),
+    "none+analytic": (Rule("none", "analytic"), CLEAN, ANALYTIC_COV),
+    "none+dropout_pair-0.5": (
+        Rule("none", "dropout_pair", noise_scale=0.5),
+        CLEAN,
+        MASK_COV / 4,
+    ),
+    "even": (Rule("even"), EVEN_MEAN, EVEN_COV),
+    "even+odd": (Rule("even", "odd"), PAIR_MEAN, PAIR_COV),
+    "exact": (Rule("explicit", method="exact"), APPROX, NOTHING),
+    "exact+analytic": (Rule("explicit", "analytic", method="exact"), APPROX, ANALYTIC_COV),
+}
+
+
+def draws(rule, count=DRAWS):
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for _ in range(count):
+        MODEL.zero_grad()
+        Step(rule, MODEL, TOKENS, TARGETS, generator=generator).backward()
+        rows.append(flat([weight.grad for weight in WEIGHTS]))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mean_and_covariance_are_those_of_the_enumerated_noise(name):
+    rule, mean, covariance = CASES[name]
+    assert rule.label == name
+    rows = draws(rule, DRAWS if covariance.any() else 2)
+    error = (covariance.diagonal() / len(rows)).sqrt()
+    # 4.5 standard errors: of 31 coordinates and ten rules not one is beyond that by chance.
+    # ξ by a central difference is right up to a few percent of the square of its step.
+    slack = 0.01 * mean.abs().max() if "analytic" in name else 1e-9
+    assert ((rows.mean(0) - mean).abs() <= 4.5 * error + slack).all()
+    if covariance.any():
+        # The trace is a mean over draws of a squared distance; its error comes from their spread.
+        squares = (rows - mean).square().sum(1)
+        spread = (squares.std() / len(rows) ** 0.5).item()
+        third_order = 0.02 if "analytic" in name else 0.0
+        trace = covariance.trace().item()
+        assert abs(squares.mean().item() - trace) <= 4.5 * spread + third_order * trace
+
+
+def test_every_nth_update_has_the_mean_and_the_covariance_of_every_update():
+    rule, mean, covariance = CASES["exact+analytic"]
+    n = 4
+    seldom = Rule("explicit", "analytic", method="exact", strength=1.0, every=n)
+    assert seldom.label == "exact+analytic-every4"
+    assert rule.at(3) is rule
+    assert [seldom.at(i) == Rule("none") for i in range(5)] == [False, True, True, True, False]
+    clean = (n - 1) * draws(Rule("none"), 1)[0]
+    sums = draws(seldom.at(0)) + clean  # the gradients of n updates at fixed weights
+    error = (n * covariance.diagonal() / len(sums)).sqrt()
+    slack = 0.02 * n * mean.abs().max()  # of the central difference, as above, at twice the noise
+    assert ((sums.mean(0) - n * mean).abs() <= 4.5 * error + slack).all()
+    squares = (sums - n * mean).square().sum(1)
+    trace = n * covariance.trace().item()
+    assert squares.mean().item() == pytest.approx(
+        trace, abs=4.5 * (squares.std() / len(sums) ** 0.5).item() + 0.02 * trace
+    )
+
+
+@pytest.mark.parametrize("method", ["central", "sampled_labels", "jvp"])
+def test_estimated_regularizers_have_the_exact_mean(method):
+    rows = draws(Rule("explicit", method=method))
+    error = rows.std(0) / len(rows) ** 0.5
+    assert ((rows.mean(0) - APPROX).abs() <= 4.5 * error + 0.02 * APPROX.abs().max()).all()
+
+
+def test_plain_and_l2_are_exact():
+    assert torch.allclose(draws(Rule("none"), 1)[0], CLEAN)
+    decayed = draws(Rule("l2", strength=0.1), 1)[0]
+    assert torch.allclose(decayed, CLEAN + 0.1 * flat(w.detach() for w in WEIGHTS))
+
+
+def test_strength_scales_the_regularizer_only():
+    rows = draws(Rule("explicit", method="exact", strength=2.0), 1)
+    assert torch.allclose(rows[0] - CLEAN, 2 * (APPROX - CLEAN))
+
+
+def test_state_is_of_the_network_that_is_trained():
+    clean_state = torch.tanh(MODEL.embedding(TOKENS)).detach()
+    for rule in (Rule("none"), Rule("l2"), Rule("explicit"), Rule("explicit", method="exact")):
+        step = Step(rule, MODEL, TOKENS, TARGETS, generator=torch.Generator().manual_seed(0))
+        step.backward()
+        assert torch.equal(step.state, clean_state)
+    for rule in (Rule("dropout_k", k=2), Rule("even", "odd")):
+        step = Step(rule, MODEL, TOKENS, TARGETS, generator=torch.Generator().manual_seed(0))
+        step.backward()
+        noise = step.state / clean_state - 1
+        law = (
+            [-1.0, Q / (1 - Q)] if rule.k == 2 else [-((Q / (1 - Q)) ** 0.5), (Q / (1 - Q)) ** 0.5]
+        )
+        assert torch.isclose(noise.flatten()[:, None], torch.tensor(law).double()).any(1).all()
+        assert not step.state.requires_grad
+
+
+def test_state_before_enters_the_update():
+    state = torch.full((1, 1, UNITS), 0.5, dtype=torch.float64)
+    for rule in (Rule("none"), Rule("dropout_k"), Rule("even"), Rule("explicit")):
+        grads = []
+        for given in (None, state):
+            MODEL.zero_grad()
+            Step(rule, MODEL, TOKENS, TARGETS, given, torch.Generator().manual_seed(0)).backward()
+            grads.append(flat([w.grad for w in WEIGHTS]))
+        assert not torch.allclose(*grads)
+
+
+def test_parts_add_up():
+    for rule in (Rule("explicit", "analytic", strength=0.5), Rule("even", "odd", noise_scale=0.7)):
+        step = Step(rule, MODEL, TOKENS, TARGETS, generator=torch.Generator().manual_seed(0))
+        step.backward()
+        parts = step.parts
+        base = parts["even"] if "even" in parts else parts["clean"] + 0.5 * parts["explicit"]
+        assert parts["objective"] == pytest.approx(base + rule.noise_scale * parts["implicit"])
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
+def test_any_optimizer_learns(optimizer):
+    for rule in {rule.label: rule for rule, _, _ in CASES.values()}.values():
+        model = Network()
+        steps = optimizer(model.parameters(), lr=0.05)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            before = F.cross_entropy(model.eval()(TOKENS)[0][0], TARGETS[0])
+        model.train()
+        for _ in range(40):
+            steps.zero_grad()
+            Step(rule, model, TOKENS, TARGETS, generator=generator).backward()
+            steps.step()
+        with torch.no_grad():
+            assert F.cross_entropy(model.eval()(TOKENS)[0][0], TARGETS[0]) < before, rule
+
+
+def test_noise_is_scaled_as_in_the_paper():
+    assert Rule("dropout_k", "dropout_pair", 4).noise_scale == 0.75**0.5
+    assert Rule("dropout_k", "analytic", 1).noise_scale == 0
+    assert Rule("explicit", "analytic").noise_scale == 1
+    assert Rule("dropout_k", "analytic", 4, noise_scale=0.3).noise_scale == 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"objective": "dropuot_k"}, "is no Objective"),
+        ({"objective": "none", "noise": "pair"}, "is no GradientNoise"),
+        ({"objective": "explicit", "method": "best"}, "is no ExplicitMethod"),
+        ({"objective": "dropout_k", "k": 0}, "at least 1"),
+        ({"objective": "dropout_k", "k": 2.0}, "whole number"),
+        ({"objective": "even", "k": 4}, "belong to 'dropout_k'"),
+        ({"objective": "l2", "strength": -1.0}, "must not be negative"),
+        ({"objective": "explicit", "every": 0}, "at least 1"),
+        ({"objective": "even", "every": 2}, "belongs to 'explicit'"),
+    ],
+)
+def test_impossible_rules_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        Rule(**arguments)
+
+
+def test_different_rules_have_different_labels():
+    rules = [
+        Rule(objective, noise, method=method, strength=strength, noise_scale=scale)
+        for objective, noise, strength, scale, method in itertools.product(
+            Objective, GradientNoise, (0.5, 1.0), (None, 0.5), ("central", "identity")
+        )
+    ]
+    # Without what the objective or the absence of noise makes meaningless.
+    meant = {
+        (
+            rule.objective,
+            rule.noise,
+            rule.method if rule.objective is Objective.EXPLICIT else None,
+            rule.strength if rule.objective in (Objective.L2, Objective.EXPLICIT) else None,
+            rule.noise_scale if rule.noise is not GradientNoise.NONE else None,
+        )
+        for rule in rules
+    }
+    assert len({rule.label for rule in rules}) == len(meant)
+
+
+def test_runs_with_one_name_are_one_run():
+    by_name = {}
+    for experiment in EXPERIMENTS.values():
+        for size in Size:
+            for run in experiment.runs(size, lambda _: None):
+                assert by_name.setdefault(run.name, run.config) == run.config
+
+
+EVERY_RULE = {rule.label: rule for rule in CHECKED}
+
+
+@pytest.mark.parametrize("label", EVERY_RULE)
+def test_a_step_never_waits_for_a_gpu(label):
+    """On the device "meta" nothing is computed, so that whoever looks at a value fails."""
+    run = Run(TASKS["lstm"], EVERY_RULE[label], Size.TINY, seed=0)
+    model = run.task.model(50, **run.setting.model)
+    tokens = torch.randint(50, (2, 9))
+    step = Step(run.rule, model, tokens[:, :-1], tokens[:, 1:])
+    step.backward()  # on the CPU, where the sites are found
+    with values_unchecked():
+        meta = tokens.to("meta")
+        model.to("meta")
+        step = Step(run.rule, model, meta[:, :-1], meta[:, 1:])
+        step.backward()
+    assert all(part.is_meta for part in step.parts.values())
+    assert all(weight.grad.is_meta for weight in model.parameters())
+
+
+def test_values_are_looked_at_where_nothing_is_said():
+    """Labels out of range and NaN in the logits, in both states."""
+    wrong = torch.full_like(TARGETS, 9)
+    with pytest.raises(InputError, match="4 classes"):
+        Step(Rule("none"), MODEL, TOKENS, wrong).backward()
+    logits = torch.full((1, 4), torch.nan)
+    with pytest.raises(LogitsError, match="NaN"):
+        find_logits(logits)
+    with values_unchecked():
+        assert find_logits(logits) is logits
+        assert CrossEntropy().count(logits, torch.tensor([9])) == 1
+    with pytest.raises(LogitsError, match="NaN"):
+        find_logits(logits)

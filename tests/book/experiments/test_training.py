@@ -1,0 +1,557 @@
+"""Training runs: stopped, killed, started twice, diverged; and the same to the last bit."""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dropreg.book import cli
+from dropreg.book.experiments import EXPERIMENTS, TASKS, Record, RecordError, Rule, Run, Size, Store
+from dropreg.book.experiments.catalog import Arm
+from dropreg.book.experiments.records import read_record, results_folder, write_whole
+from dropreg.book.experiments.runner import Order, run_next
+from dropreg.book.experiments.tasks import texts
+from dropreg.book.experiments.training import Average, evaluate, train
+from dropreg.errors import DataError, MissingPackageError
+
+TINY = Size.TINY
+# Times, and where and when a run took place, are all that may differ.
+VOLATILE = ("seconds",)
+
+
+def a_run(rule="dropout_k", task="lstm", seed=0, **options):
+    rule = rule if isinstance(rule, Rule) else Rule(rule)
+    return Run(TASKS[task], rule, TINY, seed, **options)
+
+
+def numbers(record):
+    """What must not depend on how often a run was interrupted."""
+    rows = [{k: v for k, v in row.items() if k not in VOLATILE} for row in record.epochs]
+    return record.status, record.final, rows, record.config
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return tmp_path / "run.pt"
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path / "results", tmp_path / "runs")
+
+
+def command(store, *words):
+    return [
+        *(sys.executable, "-m", "dropreg", *words),
+        *("--results", str(store.results), "--work", str(store.work)),
+    ]
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("rule", [Rule("dropout_k", "analytic", 2), Rule("even", "odd")])
+def test_interrupted_after_each_epoch_or_never_is_the_same(task, rule, tmp_path):
+    run = a_run(rule, task, changes={"epochs": 3})
+    whole = train(run, tmp_path / "whole.pt")
+    for status in ("stopped after epoch 1", "stopped after epoch 2", "finished"):
+        torch.manual_seed(99)  # nothing may hang on the global generator
+        pieces = train(run, tmp_path / "pieces.pt", stop=lambda seconds: True)
+        assert pieces.status == status
+    assert numbers(pieces) == numbers(whole)
+    assert [session["from_epoch"] for session in pieces.sessions] == [1, 2, 3]
+
+
+def test_seeds_differ_and_rules_share_weights_and_windows(tmp_path):
+    def first_look(run):
+        """Loss of the clean network at the very first update, before anything has been learned."""
+        seen = []
+        train(run, tmp_path / f"{time.monotonic_ns()}.pt", observe=lambda p: seen.append(p.loss))
+        return seen
+
+    none = first_look(a_run("none"))
+    assert first_look(a_run("none")) == none
+    assert first_look(a_run("none", seed=1))[0] != none[0]
+    decayed = first_look(a_run(Rule("l2", strength=0.0)))
+    assert decayed == none
+    assert len(first_look(a_run("dropout_k"))) == len(none)
+
+
+def test_evaluation_is_over_every_token_with_carried_state():
+    run = a_run()
+    parts, words = texts(run.setting)
+    torch.manual_seed(0)
+    model = run.task.model(words, **run.setting.model).double()
+    text = parts["valid"]
+    # By hand: 20 contiguous streams, each in one piece, longer ones first.
+    pairs = list(zip(text[:-1].tolist(), text[1:].tolist(), strict=True))
+    shorter, longer = divmod(len(pairs), 20)
+    total, start = 0.0, 0
+    model.eval()
+    with torch.no_grad():
+        for stream in range(20):
+            stop = start + shorter + (stream < longer)
+            words_in, words_out = zip(*pairs[start:stop], strict=True)
+            logits, _ = model(torch.tensor([words_in]))
+            total += F.cross_entropy(logits[0], torch.tensor(words_out), reduction="sum").item()
+            start = stop
+    model.train()
+    assert evaluate(model, text) == pytest.approx(total / len(pairs), rel=1e-12)
+    assert model.training
+
+
+def test_rows_say_what_happened(checkpoint):
+    seen = []
+    record = train(a_run(Rule("explicit", "analytic")), checkpoint, observe=seen.append)
+    assert record.finished
+    for number, row in enumerate(record.epochs, 1):
+        assert row["epoch"] == number
+        assert row["valid_perplexity"] == pytest.approx(2.718281828459045 ** row["valid_loss"])
+        assert row["seconds"] > 0
+        assert 0 <= row["clipped"] <= 1
+        assert row["explicit"] > 0
+        assert row["objective"] == pytest.approx(row["clean"] + row["explicit"] + row["implicit"])
+    assert sum(row["updates"] for row in record.epochs) == len(seen)
+    assert record.last == record.epochs[-1]["valid_perplexity"] == record.final["valid_perplexity"]
+    assert record.best == min(row["valid_perplexity"] for row in record.epochs)
+    assert 0 < seen[0].share < seen[1].share <= 1
+    (session,) = record.sessions
+    assert session["device"].startswith("cpu: ")
+    assert session["torch"] == str(torch.__version__)
+    assert len(session["commit"]) == 40
+
+
+def test_each_look_measures_the_fit_the_test_text_and_averaged_weights(checkpoint):
+    run = a_run("none", changes={"epochs": 2})
+    record = train(run, checkpoint, stop=lambda seconds: True)
+    parts, words = texts(run.setting)
+    saved = torch.load(checkpoint, weights_only=True)
+    row = record.epochs[-1]
+    for prefix, weights in (("", saved["model"]), ("averaged_", saved["average"]["model"])):
+        model = run.task.model(words, **run.setting.model)
+        model.load_state_dict(weights)
+        losses = {part: evaluate(model, parts[part]) for part in parts}
+        assert row[f"{prefix}train_loss"] == losses["train"]
+        assert row[f"{prefix}valid_loss"] == losses["valid"]
+        assert row[f"{prefix}valid_perplexity"] == math.exp(losses["valid"])
+        assert row[f"{prefix}test_perplexity"] == math.exp(losses["test"])
+    assert row["averaged_valid_loss"] != row["valid_loss"]
+    final = train(run, checkpoint).final
+    assert final.keys() == {"train_perplexity", "valid_perplexity", "test_perplexity"}
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_the_average_is_exponential(forgets):
+    """Against the sum written out, also where an epoch is so long that the average begins anew."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    average, seen = Average(model), []
+    for _ in range(500 if forgets else 5):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        average.update(model)
+        seen.append(model.weight.detach().clone())
+    average.end_epoch(len(seen))
+    assert (average.state() is None) == forgets
+    for _ in range(3):
+        with torch.no_grad():
+            model.weight.add_(torch.randn(2, 3))
+        average.update(model)
+        seen.append(model.weight.detach().clone())
+    seen = torch.stack(seen[-3:] if forgets else seen).double()
+    shares = 0.99 ** torch.arange(len(seen) - 1, -1, -1).double()
+    expected = (shares / shares.sum() @ seen.flatten(1)).view(2, 3)
+    torch.testing.assert_close(average.model.weight.double(), expected, rtol=1e-5, atol=1e-6)
+    assert average.model.bias.equal(model.bias)
+    assert not average.model.weight.requires_grad
+
+
+def test_an_average_goes_on_from_its_state():
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    ours, other = Average(model), Average(nn.Linear(3, 2))
+    ours.update(model)
+    other.load(ours.state())
+    with torch.no_grad():
+        model.weight.mul_(2)
+    for average in (ours, other):
+        average.update(model)
+    assert torch.equal(ours.model.weight, other.model.weight)
+
+
+def test_reports_come_as_often_as_asked_for(checkpoint):
+    often, once = [], []
+    run = a_run("none", changes={"epochs": 1})
+    train(run, checkpoint, observe=often.append)
+    checkpoint.unlink()
+    train(run, checkpoint, observe=once.append, observe_every=1e9)
+    assert len(often) > 1
+    assert once == often[:1]
+
+
+def test_a_checkpoint_at_large_holds_the_weights_only():
+    """What comes back from a lent GPU: five of them, below 16 MiB each."""
+    setting = TASKS["lstm"].settings[Size.LARGE]
+    model = TASKS["lstm"].model(10_000, **setting.model)
+    assert 4 * sum(p.numel() for p in model.parameters()) < 11.6 * 2**20
+    updates = 887_521 // setting.batch_size // setting.length
+    average = Average(model)
+    average.update(model)
+    average.end_epoch(updates)
+    assert average.state() is None
+
+
+def test_noise_counts_in_the_clipped_norm(checkpoint):
+    unclipped = {"clip": float("inf"), "epochs": 1, "lr": 0.1}
+    quiet = train(a_run("none", changes=unclipped), checkpoint)
+    loud = train(
+        a_run(Rule("none", "dropout_pair", noise_scale=30.0), changes=unclipped), checkpoint
+    )
+    assert loud.epochs[0]["gradient_norm"] > 3 * quiet.epochs[0]["gradient_norm"]
+    assert quiet.epochs[0]["clipped"] == 0
+
+
+def test_divergence_ends_the_run_with_a_row_that_says_so(checkpoint, store):
+    run = a_run("none", changes={"lr": 1e12, "clip": float("inf")})
+    record = train(run, checkpoint)
+    assert record.status.startswith("diverged: epoch ")
+    assert not record.finished
+    assert record.final == {}
+    record.write(store.results)
+    assert store.lookup(run) == record
+
+
+def test_a_checkpoint_of_another_configuration_is_not_taken_up(checkpoint):
+    train(a_run(changes={"epochs": 3}), checkpoint, stop=lambda seconds: True)
+    record = train(a_run(changes={"epochs": 2}), checkpoint)
+    assert [session["from_epoch"] for session in record.sessions] == [1]
+
+
+def test_q_and_changes_reach_the_model_and_the_name():
+    run = a_run(q=0.2, changes={"clip": 1.0})
+    assert run.name == "tiny/lstm/dropout_1,q=0.2,clip=1.0/seed0"
+    ps = [value for name, value in run.setting.model.items() if name.endswith("_p")]
+    assert ps == [0.2] * 4
+    assert run.setting.clip == 1.0
+    assert json.loads(json.dumps(run.config)) == run.config
+
+
+# Files
+
+
+def test_records_come_back_as_they_were(checkpoint, store):
+    run = a_run()
+    record = train(run, checkpoint)
+    path = record.write(store.results)
+    assert read_record(path) == record == store.lookup(run)
+    assert store.lookup(dataclasses.replace(run, changes={"lr": 1.0})) is None
+    assert len(path.read_text().splitlines()) == 8 + len(record.epochs)  # an epoch a line
+
+
+def test_a_run_whose_declaration_has_changed_counts_as_not_run(checkpoint, store):
+    run = a_run()
+    train(run, checkpoint).write(store.results)
+    path = store.results / f"{run.name}.json"
+    path.write_text(path.read_text().replace('"lr": 10', '"lr": 11'))
+    assert store.lookup(run) is None
+
+
+def test_a_stopped_run_leaves_a_row_and_is_no_result(checkpoint, store):
+    run = a_run(changes={"epochs": 3})
+    stopped = train(run, checkpoint, stop=lambda seconds: True)
+    store.keep(run, stopped)
+    assert read_record(store.results / f"{run.name}.json") == stopped == store.latest(run)
+    assert stopped.status == "stopped after epoch 1"
+    assert stopped.final == {}
+    assert store.lookup(run) is None
+    further = train(run, checkpoint, stop=lambda seconds: True)
+    store.keep(run, further)
+    store.keep(run, stopped)  # the checkpoint was lost, and the run begun anew
+    assert store.latest(run) == further
+    ended = train(run, checkpoint)
+    store.keep(run, ended)
+    assert store.lookup(run) == ended
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 1}', '{"schema": 2, "run": "x"}'])
+def test_a_damaged_record_is_named(content, store):
+    path = store.results / f"{a_run().name}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(RecordError, match=r"seed0\.json"):
+        store.lookup(a_run())
+
+
+def test_killed_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    write_whole(path, lambda file: file.write(b"old"))
+    script = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from dropreg.book.experiments.records import write_whole\n"
+        "def write(file):\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_whole(Path(sys.argv[1]), write)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(tmp_path / "file", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The command line
+
+
+def test_killed_at_any_moment_the_numbers_are_the_same(store, tmp_path):
+    words = ("run", "noise-back", "--size", "tiny", "--seeds", "0", "--device", "cpu")
+    untouched = Store(tmp_path / "untouched", tmp_path / "untouched-runs")
+    subprocess.run(command(untouched, *words), check=True, capture_output=True)
+    expected = list(EXPERIMENTS["noise-back"].runs(TINY, untouched.lookup, [0]))
+    moments, killed = random.Random(0), 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            command(store, *words),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        # Once its worker is at work (a lock is there), some time later.
+        before = set(store.work.rglob("*"))
+        while process.poll() is None and set(store.work.rglob("*")) == before:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0.0, 0.15))
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        for path in store.results.rglob("*.json"):
+            read_record(path)
+        if all(store.lookup(run) for run in expected):
+            break
+    assert killed >= 2
+    subprocess.run(command(store, *words), check=True, capture_output=True)
+    for run in expected:
+        assert numbers(store.lookup(run)) == numbers(untouched.lookup(run))
+
+
+def test_two_processes_share_the_work(store):
+    words = ("run", "even-odd", "--size", "tiny", "--seeds", "0,1,2,3", "--jobs", "2")
+    both = [
+        subprocess.Popen(command(store, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=300) for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    ended = [line.split(":")[0] for out, _ in outputs for line in out.decode().splitlines()]
+    runs = [run.name for run in EXPERIMENTS["even-odd"].runs(TINY, store.lookup, range(4))]
+    assert sorted(ended) == sorted(runs)  # each trained once
+    assert [err for _, err in outputs] == [b"", b""]  # quiet where there is no terminal
+    assert not list(store.work.rglob("*.pt"))
+
+
+def test_every_experiment_runs_and_is_reported(store, capsys):
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    queue = ["run", "--queue", "tiny", "--device", "cpu", "--jobs", "2", *where]
+    assert cli.main([*queue, "--max-minutes", "0"]) == 0
+    assert not store.results.exists()
+    assert cli.main(queue) == 0
+    for experiment in EXPERIMENTS.values():
+        assert experiment.is_complete(TINY, store.lookup)
+        for run in experiment.runs(TINY, store.lookup):
+            assert store.lookup(run).finished
+    capsys.readouterr()
+    assert cli.main(["status", "--size", "tiny", *where]) == 0
+    table = capsys.readouterr().out
+    for experiment in EXPERIMENTS.values():
+        runs = len(list(experiment.runs(TINY, store.lookup)))
+        (line,) = (line for line in table.splitlines() if f" {experiment.name} " in line)
+        assert line.split()[1:5] == [str(runs), "/", str(runs), "0"]
+    assert cli.main(["report", "--size", "tiny", *where]) == 0
+    report = capsys.readouterr().out
+    assert "not yet run" not in report
+    assert cli.main(["resume", "--device", "cpu", *where]) == 0  # nothing is left
+    assert cli.main(["list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in EXPERIMENTS)
+
+
+def test_a_run_that_the_clock_stops_leaves_a_row(store, monkeypatch):
+    """One worker, one run, one epoch: then the time is over."""
+    monkeypatch.setattr("dropreg.book.experiments.runner.time.monotonic", lambda: 0.0)
+    order = Order(["even-odd"], TINY)
+    record = run_next(order, store, "cpu", deadline=1e-9)
+    assert record.status == "stopped after epoch 1"
+    (path,) = store.results.rglob("*.json")
+    assert read_record(path) == record
+    assert store.checkpoint(next(order.runs(store))).exists()
+    assert run_next(order, store, "cpu", deadline=None).finished
+
+
+def test_resume_takes_up_what_has_begun_and_nothing_else(store, capsys):
+    run = next(iter(EXPERIMENTS["even-odd"].runs(TINY, store.lookup)))
+    assert not train(run, store.checkpoint(run), stop=lambda seconds: True).ended
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    assert cli.main(["resume", "--device", "cpu", *where]) == 0
+    assert [path.name for path in store.results.rglob("*.json")] == ["seed0.json"]
+    assert len(store.lookup(run).sessions) == 2
+
+
+def test_tuning_uses_a_seed_of_its_own_and_then_the_best_strength(store):
+    arm = Arm("lstm", Rule("l2"), strengths=(1e-4, 1e-2, 1.0))
+    assert arm.chosen(TINY, store.lookup) is None
+    assert arm.runs(TINY, store.lookup) == []
+    perplexities = {1e-4: 30.0, 1e-2: 20.0, 1.0: 40.0}
+    for run in arm.tuning(TINY):
+        rows = [{"epoch": 1, "valid_perplexity": perplexities[run.rule.strength]}]
+        Record(run.name, run.config, "finished", [], rows, {}).write(store.results)
+    assert arm.chosen(TINY, store.lookup).strength == 1e-2
+    runs = arm.runs(TINY, store.lookup)
+    assert [run.seed for run in runs] == [0, 1, 2]
+    assert {run.seed for run in arm.tuning(TINY)}.isdisjoint(run.seed for run in runs)
+
+
+def test_a_strength_is_tuned_without_the_noise_and_kept_with_it():
+    arms = EXPERIMENTS["ingredients"].arms
+    quiet, noisy = arms["identity"], arms["identity + xi_approx"]
+    assert noisy.tuning(TINY) == quiet.tuning(TINY)
+    tuned = quiet.tuning(TINY)
+    best = tuned[len(tuned) // 2]
+    perplexities = {run.name: 1 if run is best else 2 for run in tuned}
+
+    def lookup(run):
+        rows = [{"epoch": 1, "valid_perplexity": perplexities[run.name]}]
+        return Record(run.name, run.config, "finished", [], rows, {})
+
+    strength = best.rule.strength
+    assert quiet.chosen(TINY, lookup) == Rule("explicit", method="identity", strength=strength)
+    assert noisy.chosen(TINY, lookup) == Rule(
+        "explicit", "analytic", method="identity", strength=strength
+    )
+
+
+def test_a_diverged_strength_is_not_chosen(store):
+    arm = Arm("lstm", Rule("l2"), strengths=(1e-4, 1e-2))
+    for run, status in zip(arm.tuning(TINY), ("finished", "diverged: epoch 2"), strict=True):
+        rows = [{"epoch": 1, "valid_perplexity": 30.0 if status == "finished" else 1.0}]
+        Record(run.name, run.config, status, [], rows, {}).write(store.results)
+    assert arm.chosen(TINY, store.lookup).strength == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run"], "name the experiments"),
+        (["run", "fig1"], "no experiment 'fig1'"),
+        (["run", "dropout-k", "--queue", "tiny"], "name the experiments"),
+        (["run", "--queue", "tiny", "--size", "tiny"], "names the size itself"),
+        (["run", "dropout-k", "--size", "large"], "dropout-k is run at tiny, small, full"),
+        (["run", "first-epochs"], "first-epochs is run at tiny, large"),
+        (["run", "dropout-k", "--size", "tiny", "--device", "cuda:99"], "cannot be used here"),
+        (["run", "dropout-k", "--size", "tiny", "--device", "gpu"], "cannot be used here"),
+    ],
+)
+def test_bad_commands_are_refused_before_any_work(words, message, store, capsys):
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    assert cli.main([*words, *where]) == 1
+    assert message in capsys.readouterr().err
+    assert not store.results.exists()
+
+
+def test_a_missing_text_is_told_before_any_work(store, capsys, monkeypatch, tmp_path):
+    (tmp_path / "ptb.train.txt").write_text("not the Treebank")
+    monkeypatch.setenv("DROPREG_DATA", str(tmp_path))
+    # The tokens of an earlier reading must not stand in for it.
+    monkeypatch.setattr("dropreg.book.data.tokens.cache_folder", lambda: tmp_path / "cache")
+    texts_of = EXPERIMENTS["dropout-k"].arms["none"].runs(Size.SMALL, lambda _: None)[0].setting
+    with pytest.raises(DataError, match="without"):
+        texts(dataclasses.replace(texts_of, vocab_size=999))
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    monkeypatch.setattr(
+        "dropreg.book.experiments.runner.texts",
+        lambda setting: (_ for _ in ()).throw(DataError("gone")),
+    )
+    assert cli.main(["run", "dropout-k", "--device", "cpu", *where]) == 1
+    assert capsys.readouterr().err == "dropreg: gone\n"
+    assert cli.main(["run", "--queue", "small", "--device", "cpu", *where]) == 0
+    assert "dropout-k is left out: gone" in capsys.readouterr().err
+    assert not store.results.exists()
+
+
+def test_a_missing_package_leaves_an_experiment_out(store, capsys, monkeypatch):
+    monkeypatch.setattr(
+        "dropreg.book.experiments.runner.texts",
+        lambda setting: (_ for _ in ()).throw(MissingPackageError("needs a reader")),
+    )
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    assert cli.main(["run", "dropout-k", "--device", "cpu", *where]) == 1
+    assert capsys.readouterr().err == "dropreg: needs a reader\n"
+    assert cli.main(["run", "--queue", "small", "--device", "cpu", *where]) == 0
+    assert "dropout-k is left out: needs a reader" in capsys.readouterr().err
+
+
+def test_without_tqdm_there_are_lines_and_no_bars(store, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    words = ["run", "even-odd", "--size", "tiny", "--seeds", "0", "--device", "cpu"]
+    assert cli.main([*words, *where]) == 0
+    out, err = capsys.readouterr()
+    runs = EXPERIMENTS["even-odd"].runs(TINY, store.lookup, [0])
+    assert [line.split(":")[0] for line in out.splitlines()] == [run.name for run in runs]
+    assert err == ""
+
+
+def test_a_worker_that_fails_is_heard(store, capfd):
+    run = next(iter(EXPERIMENTS["even-odd"].runs(TINY, store.lookup)))
+    path = store.results / f"{run.name}.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{")
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    assert cli.main(["run", "even-odd", "--size", "tiny", "--device", "cpu", *where]) == 1
+    assert "is no record of a run, or is damaged" in capfd.readouterr().err
+
+
+# What is committed
+
+
+SPEED = results_folder() / "speed"  # what the benchmarks measured; see tests/benchmarks
+COMMITTED = sorted(p for p in results_folder().rglob("*.json") if SPEED not in p.parents)
+
+
+def test_committed_results_are_of_declared_runs():
+    store = Store(results_folder(), Path("unused"))
+    declared = {}
+    for size in Size:
+        for experiment in EXPERIMENTS.values():
+            declared |= {run.name: run for run in experiment.runs(size, store.lookup)}
+    assert COMMITTED
+    for path in COMMITTED:
+        name = str(path.relative_to(results_folder()).with_suffix(""))
+        assert name in declared, f"{path}: nothing declares this run"
+        assert store.latest(declared[name]), f"{path}: declared otherwise now"
+
+
+def test_committed_results_say_where_they_come_from():
+    for path in COMMITTED:
+        record = read_record(path)
+        for session in record.sessions:
+            assert session["commit"].isalnum(), path
+            assert len(session["commit"]) == 40, path
+            assert not session["changed"], f"{path}: of uncommitted code"
+            assert {"started", "command", "device", "python", "torch"} <= session.keys()
