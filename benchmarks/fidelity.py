@@ -23,10 +23,11 @@ from benchmarks.measure import write
 from dropreg import NoisyLoss, explicit_regularizer, implicit_noise
 from dropreg.book.data import load_corpus, load_digits, windows
 from dropreg.book.models import MLP, LSTMLanguageModel, TransformerLanguageModel, detach
-from dropreg.losses import half_quadratic
-from dropreg.noise import Probe, variance
-from dropreg.objective import DEFAULT_STEP, clean
-from dropreg.sites import Noise, Site, find_logits
+from dropreg.control.passes import find_logits
+from dropreg.noise import variance
+from dropreg.noisy_loss import DEFAULT_STEP, half_quadratic
+from dropreg.probes import Noise, Probe, clean
+from dropreg.sites import Site
 
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.4)
 EXPLICIT = ("jvp", "sampled_labels", "central", "even_odd", "monte_carlo")
@@ -113,7 +114,7 @@ def last_layer(model: nn.Module, x: Any) -> Tensor:
 
 def with_last_layer(model: nn.Module, x: Any, generator: torch.Generator) -> Tensor:
     """The last site by its closed form, and the others by a central difference."""
-    count = len(NoisyLoss(model, x, "cross_entropy").audit.sites)
+    count = len(NoisyLoss(model, x, "cross_entropy").sites)
     probe, objective = Probe("rademacher", generator), NoisyLoss(model, x, "cross_entropy")
 
     def at(strength: float) -> Noise:

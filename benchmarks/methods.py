@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.workloads import Workload
 from dropreg import NoisyLoss, dropout_k_loss, explicit_regularizer, implicit_noise, replace_dropout
-from dropreg.objective import clean
-from dropreg.sites import find_logits
+from dropreg.control.passes import find_logits
+from dropreg.probes import clean
 
 Step = Callable[[], object]
 """One step: it leaves gradients in the parameters' ``.grad``, which were None before."""

@@ -20,11 +20,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import write
-from dropreg.book.experiments import TASKS, Rule, Size, Step
+from dropreg import NoisyLoss, Rule, Update
+from dropreg.book.experiments import TASKS, Size
 from dropreg.book.experiments.training import Average
 from dropreg.book.models.base import detach
+from dropreg.control.kernels import float32_precision
 from dropreg.errors import values_unchecked
-from dropreg.kernels import float32_precision
 
 TASK = TASKS["lstm"]
 WORDS = {Size.TINY: 100, Size.SMALL: 1_000, Size.LARGE: 10_000, Size.FULL: 10_000}
@@ -68,19 +69,18 @@ def updates(rule: Rule, size: Size, device: torch.device) -> Callable[[], None]:
     inputs, targets = _batch(size, setting.batch_size, setting.length, device)
     optimizer = torch.optim.SGD(model.parameters(), setting.lr, weight_decay=setting.weight_decay)
     average, noise = Average(model), torch.Generator(device).manual_seed(0)
-    state: Any = None
+    update, state = Update(rule, generator=noise, carry=True), None
 
-    def update() -> None:
+    def one() -> None:
         nonlocal state
-        step = Step(rule, model, inputs, targets, state, noise)
         optimizer.zero_grad()
-        step.backward()
-        state = detach(step.state)
+        update.backward(NoisyLoss(model, (inputs, state), "cross_entropy", targets))
+        state = detach(update.output[1])
         nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
         optimizer.step()
         average.update(model)
 
-    return update
+    return one
 
 
 def cost(size: Size, device: torch.device, folder: Path) -> None:
@@ -218,6 +218,7 @@ def _gradient(rule: Rule, size: Size, device: torch.device, dtype: torch.dtype) 
     noise = torch.Generator().manual_seed(0)  # of the CPU: the same masks on every device
     with float32_precision(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "RNN module weights")
-        Step(rule, model, inputs, targets, None, noise).backward()
+        noisy = NoisyLoss(model, (inputs, None), "cross_entropy", targets)
+        Update(rule, generator=noise).backward(noisy)
     grads = (p.grad for p in model.parameters() if p.grad is not None)
     return torch.cat([g.detach().flatten().double().cpu() for g in grads])

@@ -5,31 +5,47 @@ Start with `find_sites` to see where a model drops, `replace_dropout` to train i
 """
 
 from dropreg import errors
-from dropreg.audit import find_sites
+from dropreg.control import register_adapter
+from dropreg.control.audit import find_sites
 from dropreg.explicit import ExplicitMethod, explicit_regularizer
 from dropreg.implicit import ImplicitMethod, implicit_noise
-from dropreg.losses import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
+from dropreg.layers import LockedDropout, shared_dropout
+from dropreg.losses import BinaryCrossEntropy, CrossEntropy, Elementwise, Loss, SquaredError
 from dropreg.measure import Estimate, gradient_noise, measure_explicit
-from dropreg.noise import Law, LockedDropout, Probe, sample, shared_dropout
-from dropreg.objective import NoisyLoss
+from dropreg.noise import Law, sample
+from dropreg.noisy_loss import NoisyLoss
+from dropreg.probes import Probe
 from dropreg.sites import Site, Sites
-from dropreg.updates import DropoutReplacement, dropout_k_loss, replace_dropout
+from dropreg.updates import (
+    DropoutReplacement,
+    GradientNoise,
+    Objective,
+    Rule,
+    Update,
+    dropout_k_loss,
+    replace_dropout,
+)
 
 __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
     "DropoutReplacement",
+    "Elementwise",
     "Estimate",
     "ExplicitMethod",
+    "GradientNoise",
     "ImplicitMethod",
     "Law",
     "LockedDropout",
     "Loss",
     "NoisyLoss",
+    "Objective",
     "Probe",
+    "Rule",
     "Site",
     "Sites",
     "SquaredError",
+    "Update",
     "dropout_k_loss",
     "errors",
     "explicit_regularizer",
@@ -37,6 +53,7 @@ __all__ = [
     "gradient_noise",
     "implicit_noise",
     "measure_explicit",
+    "register_adapter",
     "replace_dropout",
     "sample",
     "shared_dropout",

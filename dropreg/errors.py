@@ -98,7 +98,7 @@ class Choice(StrEnum):
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
         names = ", ".join(repr(str(member)) for member in cls)
-        raise InputError(f"{value!r} is no {cls.__name__}. Choose one of: {names}.")
+        raise InputError(f"unknown {cls.__name__}: {value!r}. Choose one of: {names}.")
 
 
 _values_are_checked: ContextVar[bool] = ContextVar("values_are_checked", default=True)

@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dropreg.losses import CrossEntropy, Loss
+from dropreg.noisy_loss import half_quadratic
+
 _CHUNK = 1 << 16
 """Logits that are finished at a time: few enough for the cache, enough to outweigh the calls."""
 
@@ -30,6 +33,47 @@ class Pair(NamedTuple):
     clean: Tensor
     explicit: Tensor
     implicit: Tensor
+
+
+def pair(
+    criterion: Loss,
+    up: Tensor,
+    down: Tensor,
+    targets: Tensor,
+    *,
+    step: float,
+    explicit: float,
+    implicit: float,
+) -> Pair:
+    r"""The training loss of the two effects from the logits at :math:`\pm\varepsilon`.
+
+    The mean of the two losses is the clean loss and :math:`\varepsilon^2` times the explicit
+    effect :math:`R`, and half their difference is :math:`\varepsilon` times the noise.
+
+    Args:
+        criterion: The loss.
+        up: Logits at :math:`+\varepsilon`, (..., C).
+        down: Logits at :math:`-\varepsilon`.
+        targets: Labels.
+        step: The scale :math:`\varepsilon`.
+        explicit: Strength of the explicit effect.
+        implicit: Strength of the implicit effect.
+
+    Returns:
+        The total, differentiable, and its parts before their strengths.
+    """
+    if type(criterion) is CrossEntropy:  # not a subclass, which may change any part of it
+        count = criterion.count(up, targets)
+        options = (criterion.ignore_index, criterion.label_smoothing)
+        return Pair(
+            *CrossEntropyPair.apply(up, down, targets, count, step, explicit, implicit, *options)
+        )
+    regularizer = half_quadratic(criterion, up, down, step, targets)
+    loss_up, loss_down = criterion.mean(up, targets), criterion.mean(down, targets)
+    clean = (loss_up + loss_down) / 2 - step**2 * regularizer
+    noise = (loss_up - loss_down) / (2 * step)
+    total = clean + explicit * regularizer + implicit * noise
+    return Pair(total, clean.detach(), regularizer.detach(), noise.detach())
 
 
 class CrossEntropyPair(torch.autograd.Function):
@@ -56,7 +100,7 @@ class CrossEntropyPair(torch.autograd.Function):
             down: Logits at minus the step.
             targets: Class indices, (...).
             count: Number of terms that count.
-            step: The strength of the pair.
+            step: The scale of the pair.
             explicit: Strength of the explicit effect.
             implicit: Strength of the implicit effect.
             ignore_index: Label of the terms that do not count.

@@ -9,16 +9,17 @@ one to a loss and calling ``backward`` adds the noise to the update.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dropreg.control.kernels import differentiable_kernels
 from dropreg.errors import Choice
-from dropreg.kernels import differentiable_kernels
 from dropreg.losses import Loss
-from dropreg.noise import Law, Probe
-from dropreg.objective import DEFAULT_STEP, NoisyLoss, central_logits
+from dropreg.noise import Law, Sampler
+from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, central_logits
 
 
 class ImplicitMethod(Choice):
@@ -41,7 +42,7 @@ def implicit_noise(
     *,
     loss: str | Loss = "cross_entropy",
     method: ImplicitMethod | str = "analytic",
-    distribution: Law | str | None = None,
+    distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -67,7 +68,7 @@ def implicit_noise(
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         method: See `ImplicitMethod`.
         distribution: Law of the noise; Bernoulli for "dropout_pair", else Rademacher, if None.
-        step: Strength of the probe in "central"; see `dropreg.objective.DEFAULT_STEP`.
+        step: Scale of the probe in "central"; see `dropreg.noisy_loss.DEFAULT_STEP`.
         generator: Source of randomness; the default generator if None.
 
     Returns:
@@ -85,21 +86,42 @@ def implicit_noise(
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     >>> implicit_noise(model, torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0])).backward()
     """
-    method = ImplicitMethod(method)
-    objective = NoisyLoss(model, inputs, loss, targets)
-    if method is ImplicitMethod.DROPOUT_PAIR:
-        law = Law(distribution or Law.BERNOULLI)
-        first, second = (objective(Probe(law, generator).at(1.0)) for _ in range(2))
-        return (first - second) / 2**0.5
-    probe = Probe(distribution or Law.RADEMACHER, generator)
-    if method is ImplicitMethod.EVEN_ODD:
-        return (objective(probe.at(1.0)) - objective(probe.at(-1.0))) / 2
-    if method is ImplicitMethod.CENTRAL:
-        up, down = central_logits(objective, probe, step)
-        return (objective.mean(up) - objective.mean(down)) / (2 * step)
+    noisy = NoisyLoss(model, inputs, loss, targets)
+    return noise_term(noisy, method, Sampling(1, distribution, step, generator))
+
+
+def noise_term(noisy: NoisyLoss, method: ImplicitMethod | str, sampling: Sampling) -> Tensor:
+    """A scalar whose gradient is a draw of the gradient noise on a batch; see `implicit_noise`."""
+    return _METHODS[ImplicitMethod(method)](noisy, sampling)
+
+
+def _slope(noisy: NoisyLoss, sampling: Sampling) -> Tensor:
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), differentiable_kernels():
-        strength = objective.zero_strength()
-        loss_at_strength = objective(probe.at(strength))
-        (slope,) = torch.autograd.grad(loss_at_strength, strength, create_graph=create_graph)
-    return slope.to(loss_at_strength)
+        scale = noisy.zero_scale()
+        loss = noisy(sampling.probe().at(scale))
+        (slope,) = torch.autograd.grad(loss, scale, create_graph=create_graph)
+    return slope.to(loss)
+
+
+def _central(noisy: NoisyLoss, sampling: Sampling) -> Tensor:
+    up, down = central_logits(noisy, sampling.probe(), sampling.step)
+    return (noisy.mean(up) - noisy.mean(down)) / (2 * sampling.step)
+
+
+def _odd(noisy: NoisyLoss, sampling: Sampling) -> Tensor:
+    probe = sampling.probe()
+    return (noisy(probe.at(1.0)) - noisy(probe.at(-1.0))) / 2
+
+
+def _pair(noisy: NoisyLoss, sampling: Sampling) -> Tensor:
+    first, second = (noisy(sampling.probe(Law.BERNOULLI).at(1.0)) for _ in range(2))
+    return (first - second) / 2**0.5
+
+
+_METHODS: dict[ImplicitMethod, Callable[[NoisyLoss, Sampling], Tensor]] = {
+    ImplicitMethod.ANALYTIC: _slope,
+    ImplicitMethod.CENTRAL: _central,
+    ImplicitMethod.EVEN_ODD: _odd,
+    ImplicitMethod.DROPOUT_PAIR: _pair,
+}

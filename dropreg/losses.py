@@ -14,45 +14,54 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dropreg.errors import InputError, values_are_checked
-from dropreg.fused import CrossEntropyPair, Pair
 
 
 class Loss(ABC):
-    r"""A loss whose Hessian in the logits is known in closed form; derive from it for your own.
+    r"""A mean over terms, each a function of its logits and its label.
 
-    `targets` is optional where only :math:`H_{out}` is asked for: it then serves to leave out the
-    positions that do not count (padding).
+    For a loss of your own write `per_term`, and `draw` if it is a log-likelihood; what a
+    regularizer needs is derived from them by automatic differentiation. Its Hessian must not depend
+    on the label, as that of an exponential family in its natural parameters does not.
+
+    In all methods `logits` are the model's output, (..., C); `t` and `u` are tensors of their shape;
+    `targets` are the labels, whose form depends on the loss, and an `InputError` is raised if they
+    do not fit the logits. Where only :math:`H_{out}` is asked for they are optional: they then serve
+    to leave out the terms that do not count (padding). `generator` is the source of randomness, the
+    default generator of the logits' device if None.
+
+    >>> class Poisson(Elementwise):
+    ...     def per_term(self, logits, targets):
+    ...         return logits.exp() - targets * logits
+    ...     def draw(self, logits, generator=None):
+    ...         return torch.poisson(logits.exp(), generator)
+    >>> Poisson().quadratic(torch.zeros(3), torch.ones(3))
+    tensor(1.)
     """
 
-    classes_last: bool
+    classes_last: bool = True
     """Whether the last dimension of the logits belongs to one term (classes), or is one more
     dimension of independent terms."""
 
     @abstractmethod
-    def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The training loss.
+    def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each term, (...) if `classes_last`, else (..., C), for logits in float32."""
 
-        Args:
-            logits: Model output, (..., C).
-            targets: Labels; their form depends on the loss.
+    def draw(self, logits: Tensor, generator: Generator | None = None) -> Tensor:
+        """Labels sampled from the prediction, in the form of targets, for logits in float32."""
+        raise InputError(
+            f"{type(self).__name__} does not say how to draw a label, which 'sampled_labels' "
+            "needs: write its method `draw`, or choose another method."
+        )
 
-        Returns:
-            A scalar: the mean over all terms that count.
+    def counted(self, targets: Tensor) -> Tensor | None:
+        """Which terms count, as a mask of the terms' shape; None if all do."""
+        return None
 
-        Raises:
-            InputError: If the targets do not fit the logits.
-        """
-
-    @abstractmethod
     def count(self, logits: Tensor, targets: Tensor | None = None) -> int | Tensor:
-        """The number of terms over which `mean` averages.
-
-        Args:
-            logits: Model output, (..., C).
-            targets: Labels; without them every term counts.
+        """The number of terms over which `mean` averages; without targets every term counts.
 
         Returns:
             The number, to turn a mean into a sum. Within `dropreg.errors.values_unchecked` it may
@@ -61,71 +70,51 @@ class Loss(ABC):
         Raises:
             InputError: If the targets do not fit the logits.
         """
+        terms = logits[..., 0] if self.classes_last else logits
+        if targets is None:
+            return terms.numel()
+        if targets.shape != terms.shape or targets.is_floating_point() == self.classes_last:
+            kind = "integer class labels" if self.classes_last else "floating-point targets"
+            raise InputError(
+                f"{type(self).__name__} needs {kind} of shape {tuple(terms.shape)} for logits of "
+                f"shape {tuple(logits.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}."
+            )
+        counted = self.counted(targets)
+        return terms.numel() if counted is None else counted.sum()
 
-    @abstractmethod
+    def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The training loss, a scalar: the mean over all terms that count."""
+        count = self.count(logits, targets)
+        return self._total(_at_least_float32(logits), targets) / count
+
     def quadratic(self, logits: Tensor, t: Tensor, targets: Tensor | None = None) -> Tensor:
         r"""Curvature along a direction: :math:`\frac1N \sum_n t_n^\top H_{out,n}\, t_n`.
 
-        Args:
-            logits: Where the Hessian is taken, (..., C).
-            t: The direction in logit space, of the same shape.
-            targets: See the class.
-
         Returns:
-            A scalar, differentiable in both tensors.
+            A scalar, differentiable in the logits and in the direction `t`, of the same shape.
         """
+        t = _at_least_float32(t)
+        return (t * self._curved(logits, t, targets)).sum() / self.count(logits, targets)
 
-    def pair(
-        self,
-        up: Tensor,
-        down: Tensor,
-        targets: Tensor,
-        *,
-        step: float,
-        explicit: float,
-        implicit: float,
-    ) -> Pair:
-        r"""The training loss of the two effects from the logits at :math:`\pm\varepsilon`.
-
-        The mean of the two losses is the clean loss and :math:`\varepsilon^2` times the explicit
-        effect :math:`R`, and half their difference is :math:`\varepsilon` times the noise.
-
-        Args:
-            up: Logits at :math:`+\varepsilon`, (..., C).
-            down: Logits at :math:`-\varepsilon`.
-            targets: Labels.
-            step: The strength :math:`\varepsilon`.
-            explicit: Strength of the explicit effect.
-            implicit: Strength of the implicit effect.
-
-        Returns:
-            The total, differentiable, and its parts before their strengths.
-        """
-        regularizer = half_quadratic(self, up, down, step, targets)
-        loss_up, loss_down = self.mean(up, targets), self.mean(down, targets)
-        clean = (loss_up + loss_down) / 2 - step**2 * regularizer
-        noise = (loss_up - loss_down) / (2 * step)
-        total = clean + explicit * regularizer + implicit * noise
-        return Pair(total, clean.detach(), regularizer.detach(), noise.detach())
-
-    @abstractmethod
     def roots(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
         r"""The columns :math:`s_j` of a square root, :math:`H_{out} = \sum_j s_j s_j^\top`.
-
-        Args:
-            logits: Where the Hessian is taken, (..., C).
-            targets: See the class.
 
         Yields:
             One tensor of the shape of the logits for each column, zero where a term does not count.
         """
+        units = torch.eye(logits.shape[-1], device=logits.device).unbind()
+        columns = [self._curved(logits, unit.expand_as(logits), targets) for unit in units]
+        h = torch.stack(columns, -1)
+        # Where an eigenvalue is 0 its root has no derivative. So the root is a constant, plus what
+        # makes s s' follow h to first order; only s s' is ever used.
+        eigenvalues, vectors = torch.linalg.eigh(h.detach())
+        least = eigenvalues[..., -1:] * torch.finfo(h.dtype).eps * len(units)
+        scale = eigenvalues.where(eigenvalues > least, 0.0).sqrt()[..., None, :]
+        inverse = vectors * scale.reciprocal().where(scale > 0, 0.0)
+        yield from (vectors * scale + 0.5 * (h - h.detach()) @ inverse).unbind(-1)
 
-    @abstractmethod
     def sampled_score(
-        self,
-        logits: Tensor,
-        targets: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, logits: Tensor, targets: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
         r"""The gradient :math:`u = \nabla_F\,\ell_{y'}` at labels sampled from the prediction.
 
@@ -135,46 +124,46 @@ class Loss(ABC):
         stops gradients: its value is 1, and with it :math:`\nabla_\theta\, u u^\top` is an unbiased
         estimate of :math:`\nabla_\theta H_{out}` as well.
 
-        Args:
-            logits: Model output, (..., C).
-            targets: See the class.
-            generator: Source of randomness; the default generator of the device if None.
-
         Returns:
             A tensor of the shape of the logits, zero where a term does not count.
         """
+        point = _point(logits)
+        label = self.draw(point.detach(), generator)
+        with torch.enable_grad():
+            per_term = self.per_term(point, label)
+            (score,) = torch.autograd.grad(per_term.sum(), point, create_graph=True)
+            factor = ((per_term.detach() - per_term) / 2).exp()
+            score = score * (factor[..., None] if self.classes_last else factor)
+        differentiable = torch.is_grad_enabled() and logits.requires_grad
+        return self.weighted(score if differentiable else score.detach(), targets)
 
     def weighted(self, u: Tensor, targets: Tensor | None) -> Tensor:
-        """Set to zero what belongs to terms that do not count.
+        """A tensor of the logits' shape, set to zero at terms that do not count."""
+        counted = None if targets is None else self.counted(targets)
+        if counted is None:
+            return u
+        return u * (counted.unsqueeze(-1) if self.classes_last else counted)
 
-        Args:
-            u: A tensor of the shape of the logits.
-            targets: See the class.
+    def _total(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The sum over the terms that count."""
+        per_term, counted = self.per_term(logits, targets), self.counted(targets)
+        return (per_term if counted is None else per_term.where(counted, 0.0)).sum()
 
-        Returns:
-            A tensor of the same shape.
-        """
-        return u
-
-
-def half_quadratic(
-    criterion: Loss, up: Tensor, down: Tensor, step: float, targets: Tensor | None
-) -> Tensor:
-    r"""One sample of R_approx from an antithetic pair of logits.
-
-    Args:
-        criterion: The loss.
-        up: Logits at :math:`+\varepsilon`.
-        down: Logits at :math:`-\varepsilon`.
-        step: The strength :math:`\varepsilon`.
-        targets: See `Loss`.
-
-    Returns:
-        :math:`\tfrac12\, t^\top H_{out}\, t` with :math:`t = (F_+ - F_-) / 2\varepsilon` and
-        :math:`H_{out}` at the mean of the two, per example.
-    """
-    t = (up - down) / (2 * step)
-    return 0.5 * criterion.quadratic((up + down) / 2, t, targets)
+    def _curved(self, logits: Tensor, t: Tensor, targets: Tensor | None) -> Tensor:
+        """H_out t of each term, differentiable in both tensors."""
+        point = _point(logits)
+        with torch.enable_grad():
+            if targets is None:  # any label will do
+                terms = point[..., 0].long() if self.classes_last else point
+                total = self.per_term(point, torch.zeros_like(terms)).sum()
+            else:
+                total = self._total(point, targets)
+            (score,) = torch.autograd.grad(total, point, create_graph=True)
+            if not score.requires_grad:  # a linear loss
+                return torch.zeros_like(score)
+            (curved,) = torch.autograd.grad((score * t).sum(), point, create_graph=True)
+        differentiable = torch.is_grad_enabled() and (logits.requires_grad or t.requires_grad)
+        return curved if differentiable else curved.detach()
 
 
 class CrossEntropy(Loss):
@@ -201,15 +190,35 @@ class CrossEntropy(Loss):
         """
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
 
+    def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each position; see `Loss.per_term`."""
+        return self._cross_entropy(logits, targets, "none").view_as(targets)
+
     def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy; see `Loss.mean`."""
         self.count(logits, targets)
+        return self._cross_entropy(_at_least_float32(logits), targets, "mean")
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor, reduction: str) -> Tensor:
         return F.cross_entropy(
-            _at_least_float32(logits).reshape(-1, logits.shape[-1]),
+            logits.reshape(-1, logits.shape[-1]),
             targets.flatten(),
             ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            reduction=reduction,
         )
+
+    def counted(self, targets: Tensor) -> Tensor:
+        """False at `ignore_index`; see `Loss.counted`."""
+        return targets != self.ignore_index
+
+    def draw(self, logits: Tensor, generator: Generator | None = None) -> Tensor:
+        """A class from the softmax; see `Loss.draw`."""
+        # Inverse distribution function of a uniform variable: the same labels on every device.
+        cdf = logits.log_softmax(-1).exp().cumsum(-1)
+        u = _uniform(cdf.shape[:-1], generator, cdf)
+        label = torch.searchsorted(cdf, (u * cdf[..., -1])[..., None], right=True)
+        return label.clamp(max=cdf.shape[-1] - 1)[..., 0]
 
     def count(self, logits: Tensor, targets: Tensor | None = None) -> int | Tensor:
         """Number of positions that count; see `Loss.count`."""
@@ -218,25 +227,16 @@ class CrossEntropy(Loss):
                 f"cross_entropy needs logits (..., C) with C >= 2 classes, got "
                 f"{tuple(logits.shape)}. For one logit per example use 'binary_cross_entropy'."
             )
-        if targets is None:
-            return logits[..., 0].numel()
-        if targets.is_floating_point() or targets.shape != logits.shape[:-1]:
-            raise InputError(
-                f"cross_entropy needs integer class labels of shape {tuple(logits.shape[:-1])} for "
-                f"logits of shape {tuple(logits.shape)} (classes in the last dimension), got "
-                f"{targets.dtype} of shape {tuple(targets.shape)}."
-            )
-        if not values_are_checked():
-            return (targets != self.ignore_index).sum()
+        count = super().count(logits, targets)
+        if targets is None or not values_are_checked():
+            return count
         if targets.numel():
             low, high = (int(end) for end in targets.aminmax())
             if low >= 0 and high < logits.shape[-1] and not low <= self.ignore_index <= high:
                 return targets.numel()
-        labels = targets[targets != self.ignore_index]
-        if labels.numel() == 0:
-            raise InputError(
-                "every target is ignore_index: the mean over no position is undefined."
-            )
+        labels = targets[self.counted(targets)]
+        if not labels.numel():
+            raise InputError("every target is ignore_index: the mean of no position is undefined.")
         if labels.min() < 0 or labels.max() >= logits.shape[-1]:
             raise InputError(
                 f"targets lie between {int(labels.min())} and {int(labels.max())}, but the logits "
@@ -253,25 +253,8 @@ class CrossEntropy(Loss):
         centred = t - (p * t).sum(-1, keepdim=True)
         per_term = (p * centred.square()).sum(-1)
         if targets is not None:
-            per_term = per_term * (targets != self.ignore_index)
+            per_term = per_term * self.counted(targets)
         return per_term.sum() / count
-
-    def pair(
-        self,
-        up: Tensor,
-        down: Tensor,
-        targets: Tensor,
-        *,
-        step: float,
-        explicit: float,
-        implicit: float,
-    ) -> Pair:
-        """The same in one sweep over the logits; see `Loss.pair` and `dropreg.fused`."""
-        count = self.count(up, targets)
-        options = (self.ignore_index, self.label_smoothing)
-        return Pair(
-            *CrossEntropyPair.apply(up, down, targets, count, step, explicit, implicit, *options)
-        )
 
     def roots(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
         r"""The C columns :math:`\sqrt{p_j}\,(e_j - p)`; see `Loss.roots`."""
@@ -282,60 +265,42 @@ class CrossEntropy(Loss):
             yield self.weighted(root_p[..., j : j + 1] * (e_j - p), targets)
 
     def sampled_score(
-        self,
-        logits: Tensor,
-        targets: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, logits: Tensor, targets: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
         """The gradient p - e_y' for a sampled class y'; see `Loss.sampled_score`."""
-        log_p = _at_least_float32(logits).log_softmax(-1)
+        logits = _at_least_float32(logits)
+        label = self.draw(logits.detach(), generator)[..., None]
+        log_p = logits.log_softmax(-1)
         p = log_p.exp()
-        # Inverse distribution function of a uniform variable: the same labels on every device.
-        u = _uniform(p.shape[:-1], generator, p)
-        cdf = p.detach().cumsum(-1)
-        label = torch.searchsorted(cdf, (u * cdf[..., -1])[..., None], right=True)
-        label = label.clamp(max=p.shape[-1] - 1)
         log_ratio = log_p.gather(-1, label)
         factor = ((log_ratio - log_ratio.detach()) / 2).exp()
         score = (p - torch.zeros_like(p).scatter(-1, label, 1.0)) * factor
         return self.weighted(score, targets)
 
-    def weighted(self, u: Tensor, targets: Tensor | None) -> Tensor:
-        """Zero at `ignore_index`; see `Loss.weighted`."""
-        return u if targets is None else u * (targets != self.ignore_index).unsqueeze(-1)
 
-
-class _Elementwise(Loss):
+class Elementwise(Loss):
     """A loss that is a mean over all entries, each with a scalar Hessian."""
 
     classes_last = False
 
-    def count(self, logits: Tensor, targets: Tensor | None = None) -> int:
-        """Number of entries; see `Loss.count`."""
-        if targets is not None and (
-            targets.shape != logits.shape or not targets.is_floating_point()
-        ):
-            raise InputError(
-                f"{type(self).__name__} needs floating-point targets of the logits' shape "
-                f"{tuple(logits.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}."
-            )
-        return logits.numel()
+    def hessian(self, logits: Tensor) -> Tensor:
+        """The second derivative of each entry's loss, for logits in float32."""
+        return self._curved(logits, torch.ones_like(logits), None)
 
     def quadratic(self, logits: Tensor, t: Tensor, targets: Tensor | None = None) -> Tensor:
         """Mean of the Hessian times t squared; see `Loss.quadratic`."""
-        per_term = self._hessian(_at_least_float32(logits)) * _at_least_float32(t).square()
-        return per_term.sum() / self.count(logits, targets)
+        per_term = self.hessian(_at_least_float32(logits)) * _at_least_float32(t).square()
+        return self.weighted(per_term, targets).sum() / self.count(logits, targets)
 
     def roots(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
         """One column, the square root of each entry's Hessian; see `Loss.roots`."""
-        yield self._hessian(_at_least_float32(logits)).sqrt()
+        h = self.hessian(_at_least_float32(logits))
+        root = h.detach().sqrt()  # follows h to first order, as in `Loss.roots`
+        inverse = root.reciprocal().where(root > 0, 0.0)
+        yield self.weighted(root + 0.5 * (h - h.detach()) * inverse, targets)
 
-    @abstractmethod
-    def _hessian(self, logits: Tensor) -> Tensor:
-        """The second derivative of each entry's loss."""
 
-
-class BinaryCrossEntropy(_Elementwise):
+class BinaryCrossEntropy(Elementwise):
     r"""Binary cross-entropy with logits, in nats, averaged over all entries.
 
     :math:`H_{out} = p (1 - p)` with :math:`p = \sigma(F)`. Targets have the logits' shape and lie
@@ -345,38 +310,28 @@ class BinaryCrossEntropy(_Elementwise):
     tensor(0.2500)
     """
 
+    def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Binary cross-entropy of each entry; see `Loss.per_term`."""
+        return F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none")
+
+    def draw(self, logits: Tensor, generator: Generator | None = None) -> Tensor:
+        """1 with the predicted probability; see `Loss.draw`."""
+        p = logits.sigmoid()
+        return (_uniform(p.shape, generator, p) < p).to(p)
+
     def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean binary cross-entropy; see `Loss.mean`."""
-        self.count(logits, targets)
-        if values_are_checked() and (targets.min() < 0 or targets.max() > 1):
+        count = self.count(logits, targets)
+        if count and values_are_checked() and (targets.min() < 0 or targets.max() > 1):
             raise InputError("binary_cross_entropy needs targets between 0 and 1.")
-        return F.binary_cross_entropy_with_logits(
-            _at_least_float32(logits), _at_least_float32(targets)
-        )
+        return super().mean(logits, targets)
 
-    def _hessian(self, logits: Tensor) -> Tensor:
+    def hessian(self, logits: Tensor) -> Tensor:
+        """The variance p (1 - p) of the label; see `Elementwise.hessian`."""
         return logits.sigmoid() * (-logits).sigmoid()
 
-    def roots(self, logits: Tensor, targets: Tensor | None = None) -> Iterator[Tensor]:
-        """One column, written so that its gradient exists for saturated logits too."""
-        logits = _at_least_float32(logits)
-        yield ((F.logsigmoid(logits) + F.logsigmoid(-logits)) / 2).exp()
 
-    def sampled_score(
-        self,
-        logits: Tensor,
-        targets: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The gradient p - y' for a sampled label y' in {0, 1}; see `Loss.sampled_score`."""
-        logits = _at_least_float32(logits)
-        p = logits.sigmoid()
-        label = _uniform(p.shape, generator, p) < p
-        log_ratio = F.logsigmoid(torch.where(label, logits, -logits))
-        return (p - label.to(p.dtype)) * ((log_ratio - log_ratio.detach()) / 2).exp()
-
-
-class SquaredError(_Elementwise):
+class SquaredError(Elementwise):
     r"""Squared error :math:`(F - y)^2`, averaged over all entries as `torch.nn.MSELoss` does.
 
     :math:`H_{out} = 2`. It is the log-likelihood of a Gaussian of variance 1/2, up to a constant.
@@ -385,21 +340,22 @@ class SquaredError(_Elementwise):
     tensor(2.)
     """
 
-    def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error; see `Loss.mean`."""
-        self.count(logits, targets)
-        return F.mse_loss(_at_least_float32(logits), _at_least_float32(targets))
+    def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Squared error of each entry; see `Loss.per_term`."""
+        return (logits - targets.to(logits)).square()
 
-    def _hessian(self, logits: Tensor) -> Tensor:
+    def draw(self, logits: Tensor, generator: Generator | None = None) -> Tensor:
+        """A normal variable around the prediction, of variance 1/2; see `Loss.draw`."""
+        return logits - self.sampled_score(logits, generator=generator) / 2
+
+    def hessian(self, logits: Tensor) -> Tensor:
+        """2, wherever; see `Elementwise.hessian`."""
         return torch.full_like(logits, 2.0)
 
     def sampled_score(
-        self,
-        logits: Tensor,
-        targets: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, logits: Tensor, targets: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
-        """The gradient 2 (F - y') for y' normal around F with variance 1/2."""
+        """The gradient 2 (F - y'), which has the same law wherever; see `Loss.sampled_score`."""
         device = logits.device if generator is None else generator.device
         z = torch.randn(logits.shape, generator=generator, device=device)
         return math.sqrt(2.0) * z.to(logits.device, _at_least_float32(logits).dtype)
@@ -413,18 +369,7 @@ _NAMED: dict[str, Loss] = {
 
 
 def resolve(loss: str | Loss) -> Loss:
-    """The loss of a name, or the loss itself.
-
-    Args:
-        loss: ``"cross_entropy"``, ``"binary_cross_entropy"`` (with logits), ``"squared_error"``, or
-            a `Loss`, for instance ``CrossEntropy(ignore_index=0)``.
-
-    Returns:
-        The loss.
-
-    Raises:
-        InputError: If the name is unknown.
-    """
+    """The loss of a name, or the loss itself, for instance `CrossEntropy(ignore_index=0)`."""
     if isinstance(loss, Loss):
         return loss
     if loss not in _NAMED:
@@ -438,6 +383,13 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _uniform(shape: torch.Size, generator: torch.Generator | None, like: Tensor) -> Tensor:
+@torch.enable_grad()
+def _point(logits: Tensor) -> Tensor:
+    """The logits as a variable of its own, on which nothing else depends."""
+    point = _at_least_float32(logits)
+    return point.view_as(point) if point.requires_grad else point.detach().requires_grad_()
+
+
+def _uniform(shape: torch.Size, generator: Generator | None, like: Tensor) -> Tensor:
     device = like.device if generator is None else generator.device
     return torch.rand(shape, generator=generator, device=device).to(like)

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dropreg.control.kernels import without_gradients
 from dropreg.errors import InputError
-from dropreg.implicit import implicit_noise
-from dropreg.kernels import without_gradients
+from dropreg.implicit import noise_term
 from dropreg.losses import Loss
-from dropreg.noise import Law, Probe
-from dropreg.objective import DEFAULT_STEP, NoisyLoss, clean
+from dropreg.noise import Law, Sampler
+from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling
+from dropreg.probes import clean
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def measure_explicit(
     *,
     loss: str | Loss = "cross_entropy",
     mc_samples: int = 1000,
-    distribution: Law | str = "bernoulli",
+    distribution: Law | str | Sampler = "bernoulli",
     generator: torch.Generator | None = None,
 ) -> Estimate:
     r"""The explicit regularizer of dropout itself, :math:`R_{drop} = E_\eta\ell - \ell`, measured.
@@ -73,10 +74,11 @@ def measure_explicit(
     50
     """
     _require_two(mc_samples)
-    objective = NoisyLoss(model, inputs, loss, targets)
+    noisy = NoisyLoss(model, inputs, loss, targets)
+    sampling = Sampling(mc_samples, distribution, generator=generator)
     with without_gradients():
-        base = objective(clean)
-        draws = [objective(Probe(distribution, generator).at(1.0)) for _ in range(mc_samples)]
+        base = noisy(clean)
+        draws = [noisy(probe.at(1.0)) for probe in sampling.probes()]
         effect = torch.stack(draws).double() - base.double()
     return Estimate(effect.mean().item(), (effect.std() / mc_samples**0.5).item(), mc_samples)
 
@@ -88,7 +90,7 @@ def gradient_noise(
     *,
     loss: str | Loss = "cross_entropy",
     method: str = "dropout",
-    distribution: Law | str | None = None,
+    distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
     mc_samples: int = 1000,
     projections: int | None = None,
@@ -107,7 +109,7 @@ def gradient_noise(
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         method: "dropout" for the gradient under one random mask, or an `ImplicitMethod`.
         distribution: Law of the noise; the method's own default if None.
-        step: Strength of the probe in "central"; see `dropreg.objective.DEFAULT_STEP`.
+        step: Scale of the probe in "central"; see `dropreg.noisy_loss.DEFAULT_STEP`.
         mc_samples: Number of draws, at least 2.
         projections: Number of random directions to project on; None keeps all parameters.
         generator: Source of randomness of the noise; the default generator if None.
@@ -129,23 +131,15 @@ def gradient_noise(
     """
     _require_two(mc_samples)
     params = [p for p in model.parameters() if p.requires_grad]
-    objective = NoisyLoss(model, inputs, loss, targets)
+    noisy = NoisyLoss(model, inputs, loss, targets)
+    sampling = Sampling(1, distribution, step, generator)
     basis = None if projections is None else _orthonormal_rows(projections, params)
     rows = []
     for _ in range(mc_samples):
         if method == "dropout":
-            value = objective(Probe(distribution or Law.BERNOULLI, generator).at(1.0))
+            value = noisy(sampling.probe(Law.BERNOULLI).at(1.0))
         else:
-            value = implicit_noise(
-                model,
-                inputs,
-                targets,
-                loss=loss,
-                method=method,
-                distribution=distribution,
-                step=step,
-                generator=generator,
-            )
+            value = noise_term(noisy, method, sampling)
         grads = torch.autograd.grad(value, params, materialize_grads=True)
         row = torch.cat([g.flatten() for g in grads])
         rows.append(row if basis is None else basis @ row)

@@ -1,25 +1,329 @@
-r"""Training losses: Dropout_k, and dropout replaced by its two derived effects.
+r"""Training losses: Dropout_k, dropout replaced by its derived effects, any objective and noise.
 
-Each is a scalar for ``backward`` and any optimizer. Batch-norm statistics are updated once, as by
-one ordinary training pass, however many passes are made: by the last, so that all of them start
-from the same buffers.
+One update follows the gradient of an objective, the plain loss or one that is regularized, plus a
+gradient noise of mean zero (Algorithm 2 of Wei, Kakade and Ma 2020). A `Rule` names the two, an
+`Update` carries them out; `replace_dropout` and `dropout_k_loss` are the rules that most people
+want, as a scalar for ``backward`` and any optimizer. Batch-norm statistics are updated once an
+update, as by one ordinary training pass, however many passes are made: by the last of the
+objective's, so that all of them start from the same buffers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo  # torch.compiler.disable, but brings no compiler
 
-from dropreg.errors import InputError
-from dropreg.explicit import ExplicitMethod, explicit_regularizer
-from dropreg.implicit import implicit_noise
+from dropreg.control.kernels import without_gradients
+from dropreg.errors import Choice, InputError
+from dropreg.explicit import ExplicitMethod, regularizer
+from dropreg.fused import pair
+from dropreg.implicit import ImplicitMethod, noise_term
 from dropreg.losses import Loss, resolve
-from dropreg.noise import Law, Probe
-from dropreg.objective import DEFAULT_STEP, NoisyLoss, central_logits, clean
+from dropreg.noise import Law, Sampler, sampler_of
+from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, central_logits
+from dropreg.probes import clean
+
+
+class Objective(Choice):
+    """What the expected update descends."""
+
+    NONE = "none"
+    """The loss of the clean network."""
+    L2 = "l2"
+    """The clean loss and half the strength times the squared norm of all parameters."""
+    DROPOUT_K = "dropout_k"
+    """The loss averaged over k dropout masks (Algorithm 1)."""
+    EVEN = "even"
+    """The even part of the noisy loss, (l(+eta) + l(-eta))/2: dropout's objective up to fourth
+    moments of the noise, without the odd orders that are most of its noise."""
+    EXPLICIT = "explicit"
+    """The clean loss and the strength times R_approx, by the rule's method. The methods "identity"
+    and "loss_jacobian" are the ablations of Section 5.2 and Table 1."""
+
+
+_WITH_STRENGTH = (Objective.L2, Objective.EVEN, Objective.EXPLICIT)
+
+
+class GradientNoise(Choice):
+    """What is added to the gradient, with mean zero."""
+
+    NONE = "none"
+    """Nothing."""
+    DROPOUT_PAIR = "dropout_pair"
+    """The difference of two masks' gradients over the root of 2 (Section 3.1)."""
+    ANALYTIC = "analytic"
+    """xi_approx with Rademacher noise (Section 4)."""
+    ODD = "odd"
+    """The odd part of the noisy loss, (l(+eta) - l(-eta))/2."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An objective and a noise.
+
+    Attributes:
+        objective: What the expected update descends.
+        noise: What is added to it.
+        k: Number of masks of "dropout_k".
+        strength: Factor on the regularizer of "l2" and "explicit", and on the explicit effect in
+            "even"; 1 is dropout's own.
+        method: How "explicit" computes its regularizer. Its analytic noise comes with "central"
+            from the same two passes, and with every other method from a double backward, as
+            published.
+        noise_scale: Factor on the noise. If None the paper's: sqrt(1 - 1/k) for "dropout_k", which
+            brings the covariance back to that of a single mask, and else 1.
+        every: Take "explicit" and its noise at every n-th update only, n times as strong and the
+            noise sqrt(n) times: over n updates the same mean and the same covariance, at 1 + 1/n
+            passes an update. The others follow the clean loss.
+
+    Raises:
+        InputError: If a name is unknown, or an option does not belong to the objective.
+    """
+
+    objective: Objective | str
+    noise: GradientNoise | str = GradientNoise.NONE
+    k: int = 1
+    strength: float = 1.0
+    method: ExplicitMethod | str = ExplicitMethod.CENTRAL
+    noise_scale: float | None = None
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be, and fill in the noise's scale."""
+        for name, kind in (
+            ("objective", Objective),
+            ("noise", GradientNoise),
+            ("method", ExplicitMethod),
+        ):
+            object.__setattr__(self, name, kind(getattr(self, name)))
+        if not isinstance(self.k, int) or self.k < 1:
+            raise InputError(f"k is {self.k!r}; it must be a whole number, at least 1.")
+        if self.k > 1 and self.objective is not Objective.DROPOUT_K:
+            raise InputError(f"k={self.k} masks belong to 'dropout_k', not to '{self.objective}'.")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise InputError(f"every is {self.every!r}; it must be a whole number, at least 1.")
+        if self.every > 1 and self.objective is Objective.EVEN:
+            raise InputError(
+                f"every={self.every} with 'even_odd' would give the clean loss the weight "
+                f"{1 - self.every}, and training could run away. Use method='central'."
+            )
+        if self.every > 1 and self.objective is not Objective.EXPLICIT:
+            raise InputError(
+                f"every={self.every} belongs to 'explicit', not to '{self.objective}'."
+            )
+        if self.objective is Objective.L2 and not self.strength >= 0:
+            raise InputError(f"strength is {self.strength}; it must not be negative.")
+        if self.noise_scale is None:
+            share = 1 - 1 / self.k if self.objective is Objective.DROPOUT_K else 1.0
+            object.__setattr__(self, "noise_scale", share**0.5)
+
+    @property
+    def label(self) -> str:
+        """A short name, different for different rules, that can be part of a file's name."""
+        name = str(self.objective)
+        if self.objective is Objective.DROPOUT_K:
+            name = f"dropout_{self.k}"
+        elif self.objective is Objective.EXPLICIT:
+            name = str(self.method)
+        if self.objective in _WITH_STRENGTH and self.strength != 1:
+            name += f"-{self.strength:g}"
+        if self.noise is not GradientNoise.NONE:
+            name += f"+{self.noise}"
+            usual = Rule(self.objective, k=self.k).noise_scale
+            name += "" if self.noise_scale == usual else f"-{self.noise_scale:g}"
+        return name if self.every == 1 else f"{name}-every{self.every}"
+
+
+class Update:
+    r"""Algorithm 2: one update's loss after the other, by a rule.
+
+    An update is a sum of scalars, whose gradients add up: those of the objective, and those of the
+    gradient noise. They come one at a time, so that memory is needed for one.
+
+    Attributes:
+        rule: The rule; may be changed between two updates.
+        parts: What the last update was made of, as detached scalars before their strengths:
+            "clean", the loss without noise; "explicit"; "implicit". With "even" at strength 1 there
+            is "even", clean and explicit in one. After `backward` there are "objective" and "noise"
+            too, in float64. What was not computed is absent.
+        output: What the model returned in the pass that counts, for instance logits and a recurrent
+            state to carry on: under a mask for objectives with dropout, else of the clean network
+            (with "central" of the last pass, unless `carry`).
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
+    >>> noisy = NoisyLoss(model, torch.randn(2, 4), "cross_entropy", torch.tensor([0, 1]))
+    >>> update = Update(Rule("dropout_k", noise="dropout_pair", k=2))
+    >>> [name for name, scalar in update.terms(noisy)]
+    ['objective', 'objective', 'noise', 'noise']
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        *,
+        law: Law | str | Sampler | None = None,
+        step: float = DEFAULT_STEP,
+        generator: torch.Generator | None = None,
+        carry: bool = False,
+    ) -> None:
+        """Begin with no update done.
+
+        Args:
+            rule: The rule.
+            law: Law of the noise; if None Bernoulli for masks, and else Rademacher.
+            step: Scale of the probe in "central"; see `dropreg.noisy_loss.DEFAULT_STEP`.
+            generator: Source of the noise; the default generator if None.
+            carry: Whether the clean network's output is wanted after "central" too, whose two
+                passes end in the states of a probe and its mirror image; it costs a pass without
+                gradients.
+        """
+        self.rule, self.parts = rule, dict[str, Tensor]()
+        self.output: Any = None
+        self._sampling = Sampling(1, law, step, generator)
+        self._carry, self._done = carry, 0
+
+    def terms(self, noisy: NoisyLoss) -> Iterator[tuple[str, Tensor]]:
+        """The scalars whose gradients add up to the update.
+
+        Args:
+            noisy: Model and batch.
+
+        Yields:
+            "objective" or "noise", and a scalar.
+        """
+        rule, self.parts = self._rule_of_this_update(), {}
+        derived = rule.objective in (Objective.EVEN, Objective.EXPLICIT)
+        # The passes that give an even part or R_approx give the noise that goes with it, too.
+        matching = GradientNoise.ODD if rule.objective is Objective.EVEN else GradientNoise.ANALYTIC
+        together = derived and rule.noise is matching
+        assert rule.noise_scale is not None
+        if rule.objective is Objective.DROPOUT_K:
+            for index in range(rule.k):
+                yield "objective", self._masked(noisy, last=index == rule.k - 1) / rule.k
+        elif derived:
+            yield "objective", self._derived(noisy, rule, rule.noise_scale if together else 0.0)
+        else:
+            loss = noisy(clean, update_buffers=True)
+            self.output, self.parts = noisy.output, {"clean": loss.detach()}
+            if rule.objective is Objective.L2:
+                weights = (p for p in noisy.model.parameters() if p.requires_grad)
+                squares = torch.stack([w.square().sum() for w in weights])
+                loss = loss + 0.5 * rule.strength * squares.sum()
+            yield "objective", loss
+        if rule.noise is GradientNoise.DROPOUT_PAIR:
+            at_full_strength = rule.objective in (Objective.DROPOUT_K, Objective.EVEN)
+            for sign in (+1, -1):
+                masked = self._masked(noisy, output=at_full_strength)
+                yield "noise", sign * rule.noise_scale / 2**0.5 * masked
+        elif rule.noise is not GradientNoise.NONE and not together:
+            odd = rule.noise is GradientNoise.ODD
+            method = ImplicitMethod.EVEN_ODD if odd else ImplicitMethod.CENTRAL
+            yield "noise", rule.noise_scale * noise_term(noisy, method, self._sampling)
+        self._done += 1
+
+    def loss(self, noisy: NoisyLoss) -> Tensor:
+        """The sum of the terms.
+
+        Args:
+            noisy: Model and batch.
+
+        Returns:
+            A scalar in the loss's unit.
+        """
+        return reduce(operator.add, (scalar for _, scalar in self.terms(noisy)))
+
+    def backward(self, noisy: NoisyLoss) -> None:
+        """Add the update's gradient to every parameter's ``.grad``, one term at a time.
+
+        Args:
+            noisy: Model and batch.
+        """
+        totals: dict[str, Tensor] = {}
+        for name, scalar in self.terms(noisy):
+            scalar.backward()
+            value = scalar.detach().double()
+            totals[name] = totals[name] + value if name in totals else value
+        self.parts |= totals
+
+    def _rule_of_this_update(self) -> Rule:
+        """The rule with the strengths that it has now."""
+        n = self.rule.every
+        if n == 1:
+            return self.rule
+        if self._done % n:
+            return Rule(Objective.NONE)
+        assert self.rule.noise_scale is not None
+        # Independent draws: n terms of strength 1 and one of sqrt(n) have the same covariance.
+        strengths = {
+            "strength": n * self.rule.strength,
+            "noise_scale": n**0.5 * self.rule.noise_scale,
+        }
+        return replace(self.rule, **strengths, every=1)
+
+    def _masked(self, noisy: NoisyLoss, *, last: bool = False, output: bool = True) -> Tensor:
+        """The loss under one dropout mask."""
+        loss = noisy(self._sampling.probe(Law.BERNOULLI).at(1.0), update_buffers=last)
+        if output:
+            self.output = noisy.output
+        return loss
+
+    def _derived(self, noisy: NoisyLoss, rule: Rule, implicit: float) -> Tensor:
+        """The clean loss plus each derived effect times its strength."""
+        strengths = {"explicit": rule.strength, "implicit": implicit}
+        if not any(strengths.values()):
+            parts = {"clean": noisy(clean, update_buffers=True)}
+        elif rule.objective is Objective.EVEN:
+            parts = self._even_odd(noisy, **strengths)
+        elif rule.method is ExplicitMethod.CENTRAL:
+            return self._central(noisy, strengths)
+        else:
+            parts = self._separate(noisy, ExplicitMethod(rule.method), **strengths)
+        self.output = noisy.output
+        self.parts = {name: part.detach() for name, part in parts.items()}
+        return reduce(operator.add, (strengths.get(n, 1.0) * part for n, part in parts.items()))
+
+    def _central(self, noisy: NoisyLoss, strengths: dict[str, float]) -> Tensor:
+        """Both effects from a short antithetic pair."""
+        step, targets = self._sampling.step, noisy.require_targets()
+        up, down = central_logits(noisy, self._sampling.probe(), step, update_buffers=True)
+        self.output = noisy.output
+        both = pair(noisy.criterion, up, down, targets, step=step, **strengths)
+        self.parts = {"clean": both.clean}
+        self.parts |= {name: getattr(both, name) for name, s in strengths.items() if s != 0}
+        if self._carry:
+            with without_gradients():
+                noisy(clean)
+            self.output = noisy.output
+        return both.total
+
+    def _even_odd(self, noisy: NoisyLoss, *, explicit: float, implicit: float) -> dict[str, Tensor]:
+        """Both effects from an antithetic pair at full strength."""
+        probe = self._sampling.probe()
+        down = noisy(probe.at(-1.0))
+        base = None if explicit == 1 else noisy(clean)
+        up = noisy(probe.at(1.0), update_buffers=True)
+        even = (up + down) / 2
+        parts = {"even": even} if base is None else {"clean": base, "explicit": even - base}
+        return parts | ({"implicit": (up - down) / 2} if implicit else {})
+
+    def _separate(
+        self, noisy: NoisyLoss, method: ExplicitMethod, *, explicit: float, implicit: float
+    ) -> dict[str, Tensor]:
+        """The clean loss, and each effect by a computation of its own."""
+        parts: dict[str, Tensor] = {}
+        if explicit:
+            parts["explicit"] = regularizer(noisy, method, self._sampling)
+        if implicit:
+            parts["implicit"] = noise_term(noisy, ImplicitMethod.ANALYTIC, self._sampling)
+        return {"clean": noisy(clean, update_buffers=True), **parts}
 
 
 # Control of a model is Python that runs around every operation, which torch.compile cannot trace.
@@ -33,7 +337,7 @@ def dropout_k_loss(
     *,
     loss: str | Loss = "cross_entropy",
     chunk: int | None = None,
-    distribution: Law | str = "bernoulli",
+    distribution: Law | str | Sampler = "bernoulli",
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""The loss averaged over `k` independent masks (Dropout_k, Algorithm 1).
@@ -66,25 +370,18 @@ def dropout_k_loss(
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     >>> dropout_k_loss(model, torch.randn(2, 4), torch.tensor([0, 1]), k=8, chunk=2).backward()
     """
-    for name, value in (("k", k), ("chunk", k if chunk is None else chunk)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}; it must be a whole number, at least 1.")
-    objective = NoisyLoss(model, inputs, loss, targets)
-
-    def masks(start: int, stop: int) -> Tensor:
-        """The share of the masks from `start` to `stop` in the mean."""
-        draws = [
-            objective(Probe(distribution, generator).at(1.0), update_buffers=index == k - 1)
-            for index in range(start, stop)
-        ]
-        return torch.stack(draws).sum() / k
-
+    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+        raise InputError(f"chunk is {chunk!r}; it must be a whole number, at least 1.")
+    update = Update(Rule(Objective.DROPOUT_K, k=k), law=distribution, generator=generator)
+    noisy = NoisyLoss(model, inputs, loss, targets)
     if chunk is None or not torch.is_grad_enabled():
-        return masks(0, k)
+        return update.loss(noisy)
     params = [p for p in model.parameters() if p.requires_grad]
+    masks = (scalar for _, scalar in update.terms(noisy))
     total, grads = torch.zeros(()), list[Tensor]()
-    for start in range(0, k, chunk):
-        share = masks(start, min(start + chunk, k))
+    while some := list(islice(masks, chunk)):
+        share = reduce(operator.add, some)
+        del some
         total = total.to(share) + share.detach()
         new = torch.autograd.grad(share, params, materialize_grads=True)
         grads = [*map(torch.Tensor.add_, grads, new)] if grads else list(new)
@@ -116,41 +413,18 @@ class DropoutReplacement:
         model: The model, as it was given.
         explicit: Strength of the explicit effect; may be changed during training.
         implicit: Strength of the implicit effect; may be changed during training.
-        parts: What the last loss was made of, as detached scalars before their strengths: "clean",
-            the loss without noise; "explicit"; "implicit". With "even_odd" at explicit strength 1
-            there is "even", clean and explicit in one. What was not computed is absent.
+        parts: What the last loss was made of; see `Update`.
         output: What the model returned in the last pass of the last loss, for instance logits and
             a recurrent state to carry on.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        explicit: float,
-        implicit: float,
-        *,
-        method: ExplicitMethod | str,
-        loss: str | Loss,
-        distribution: Law | str | None,
-        step: float,
-        every: int,
-        generator: torch.Generator | None,
-    ) -> None:
-        """Check and keep the settings; see `replace_dropout`."""
-        if not isinstance(every, int) or every < 1:
-            raise InputError(f"every is {every!r}; it must be a whole number, at least 1.")
-        if every > 1 and ExplicitMethod(method) is ExplicitMethod.EVEN_ODD:
-            raise InputError(
-                f"every={every} with 'even_odd' would give the clean loss the weight {1 - every}, "
-                "and training could run away. Use method='central'."
-            )
-        self.model, self.explicit, self.implicit = model, explicit, implicit
-        self._every, self._losses = every, 0
+    def __init__(self, model: nn.Module, criterion: Loss, update: Update) -> None:
+        """Bind a model, a loss and an update; see `replace_dropout`."""
+        self.model, self._criterion, self._update = model, criterion, update
+        self.explicit = update.rule.strength
+        self.implicit = update.rule.noise_scale
         self.parts: dict[str, Tensor] = {}
         self.output: Any = None
-        self._method, self._criterion, self._step = ExplicitMethod(method), resolve(loss), step
-        self._law = None if distribution is None else Law(distribution)
-        self._generator = generator
 
     @_disable_dynamo
     def loss(self, inputs: Any, targets: Tensor) -> Tensor:
@@ -171,75 +445,12 @@ class DropoutReplacement:
             UnsupportedError: If the model draws noise that cannot be controlled.
             LogitsError: If the output is not floating-point logits, or holds NaN.
         """
-        objective = NoisyLoss(self.model, inputs, self._criterion, targets)
-        # Independent draws: n terms of strength 1 and one of sqrt(n) have the same covariance.
-        n = self._every if self._losses % self._every == 0 else 0
-        strengths = {"explicit": n * self.explicit, "implicit": n**0.5 * self.implicit}
-        total = self._total(objective, strengths)
-        self._losses += 1
+        noisy = NoisyLoss(self.model, inputs, self._criterion, targets)
+        update = self._update
+        update.rule = replace(update.rule, strength=self.explicit, noise_scale=self.implicit)
+        total = update.loss(noisy)
+        self.parts, self.output = update.parts, update.output
         return total
-
-    def _total(self, objective: NoisyLoss, strengths: dict[str, float]) -> Tensor:
-        """The clean loss plus each effect times its strength in this step."""
-        if self._method is ExplicitMethod.CENTRAL and any(strengths.values()):
-            return self._central(objective, strengths)
-        if not any(strengths.values()):
-            parts = {"clean": objective(clean, update_buffers=True)}
-            self.output = objective.output
-        elif self._method is ExplicitMethod.EVEN_ODD:
-            parts = self._even_odd(objective)
-        else:
-            parts = self._separate(objective)
-        total = sum(strengths.get(name, 1.0) * part for name, part in parts.items())
-        assert isinstance(total, Tensor)
-        self.parts = {name: part.detach() for name, part in parts.items()}
-        return total
-
-    def _probe(self) -> Probe:
-        return Probe(self._law or Law.RADEMACHER, self._generator)
-
-    def _central(self, objective: NoisyLoss, strengths: dict[str, float]) -> Tensor:
-        """Both effects from a short antithetic pair."""
-        step, targets = self._step, objective.require_targets()
-        up, down = central_logits(objective, self._probe(), step, update_buffers=True)
-        self.output = objective.output
-        pair = self._criterion.pair(up, down, targets, step=step, **strengths)
-        self.parts = {"clean": pair.clean}
-        self.parts |= {name: getattr(pair, name) for name, s in strengths.items() if s != 0}
-        return pair.total
-
-    def _even_odd(self, objective: NoisyLoss) -> dict[str, Tensor]:
-        """Both effects from an antithetic pair at full strength."""
-        probe = self._probe()
-        down = objective(probe.at(-1.0))
-        base = None if self.explicit == 1 else objective(clean)
-        up = objective(probe.at(1.0), update_buffers=True)
-        self.output = objective.output
-        even = (up + down) / 2
-        parts = {"even": even} if base is None else {"clean": base, "explicit": even - base}
-        if self.implicit != 0:
-            parts["implicit"] = (up - down) / 2
-        return parts
-
-    def _separate(self, objective: NoisyLoss) -> dict[str, Tensor]:
-        """The clean loss, and each effect by a computation of its own."""
-        parts: dict[str, Tensor] = {}
-        batch = (self.model, objective.inputs)
-        options: dict[str, Any] = {
-            "loss": self._criterion,
-            "distribution": self._law,
-            "generator": self._generator,
-        }
-        if self.explicit != 0:
-            parts["explicit"] = explicit_regularizer(
-                *batch, targets=objective.targets, method=self._method, step=self._step, **options
-            )
-        if self.implicit != 0:
-            assert objective.targets is not None
-            parts["implicit"] = implicit_noise(*batch, objective.targets, **options)
-        clean_loss = objective(clean, update_buffers=True)
-        self.output = objective.output
-        return {"clean": clean_loss, **parts}
 
 
 def replace_dropout(
@@ -249,7 +460,7 @@ def replace_dropout(
     implicit: float = 1.0,
     method: ExplicitMethod | str = "central",
     loss: str | Loss = "cross_entropy",
-    distribution: Law | str | None = None,
+    distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
     every: int = 1,
     generator: torch.Generator | None = None,
@@ -273,9 +484,9 @@ def replace_dropout(
             double backward, as the paper does. The book's table of methods compares them.
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         distribution: Law of the noise; Rademacher if None.
-        step: Strength of the probe in "central". Half the default is closer to the derivative for
+        step: Scale of the probe in "central". Half the default is closer to the derivative for
             a smooth network, and farther from it for one with kinks; see
-            `dropreg.objective.DEFAULT_STEP`.
+            `dropreg.noisy_loss.DEFAULT_STEP`.
         every: Take the effects in every n-th loss only, n times the explicit and sqrt(n) times the
             implicit one, and the clean loss in between: the same mean and covariance over n steps,
             for 1 + 1/n passes a step in place of two. Gradients clipped tightly undo this, as the
@@ -297,14 +508,15 @@ def replace_dropout(
     >>> list(objective.parts)
     ['clean', 'explicit', 'implicit']
     """
-    return DropoutReplacement(
-        model,
-        explicit,
-        implicit,
-        method=method,
-        loss=loss,
-        distribution=distribution,
-        step=step,
+    even_odd = ExplicitMethod(method) is ExplicitMethod.EVEN_ODD
+    rule = Rule(
+        objective=Objective.EVEN if even_odd else Objective.EXPLICIT,
+        noise=GradientNoise.ODD if even_odd else GradientNoise.ANALYTIC,
+        strength=explicit,
+        method=ExplicitMethod.CENTRAL if even_odd else method,
+        noise_scale=implicit,
         every=every,
-        generator=generator,
     )
+    law = None if distribution is None else sampler_of(distribution)
+    update = Update(rule, law=law, step=step, generator=generator)
+    return DropoutReplacement(model, resolve(loss), update)

@@ -18,12 +18,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dropreg import CrossEntropy, LockedDropout, Loss, shared_dropout
+from dropreg import CrossEntropy, LockedDropout, Loss, Site, shared_dropout
+from dropreg.control import Control
+from dropreg.control.passes import call_arguments, forward, require_sites
+from dropreg.probes import Noise
 
 Net = Callable[[Mapping[str, Tensor], Any, Sequence[Tensor]], Tensor]
 
 FINE = 6e-6
 """The step at which rounding and truncation of a central difference balance in float64."""
+
+
+def run(
+    model: nn.Module, inputs: Any, noise: Noise, *, scratch: bool = True
+) -> tuple[Any, list[Site]]:
+    """One pass under a noise: what the model returns, and the sites met."""
+    control = Control(noise)
+    output = forward(model, call_arguments(inputs), control, scratch=scratch)
+    require_sites(model, control)
+    return output, control.sites
 
 
 @dataclass(frozen=True)
@@ -596,7 +609,7 @@ def gradient(value: Tensor, case: Case) -> Tensor:
 
 
 @contextmanager
-def drawn(rows: Tensor, where: str = "dropreg.noise.sample") -> Iterator[None]:
+def drawn(rows: Tensor, where: str = "dropreg.probes.sample") -> Iterator[None]:
     """Let the library draw these numbers in place of random ones: a row a probe, site after site.
 
     What the library does with its noise is then tested with no sampling error.

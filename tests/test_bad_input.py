@@ -175,7 +175,7 @@ def test_targets_of_cross_entropy(call: str, mistake: str) -> None:
 @with_a_loss
 @pytest.mark.parametrize("loss", ["binary_cross_entropy", "squared_error"])
 def test_targets_of_the_other_losses(call: str, loss: str) -> None:
-    message = r"needs floating-point targets of the logits' shape \(6, 3\), got torch\.int64"
+    message = r"needs floating-point targets of shape \(6, 3\) .* got torch\.int64"
     with pytest.raises(errors.InputError, match=message):
         CALLS[call](mlp(), X, Y, loss=loss)
 
@@ -241,7 +241,7 @@ def test_impossible_every(options: dict[str, Any], message: str) -> None:
     "call", ["explicit_regularizer", "implicit_noise", "replace_dropout", "gradient_noise"]
 )
 def test_unknown_method(call: str) -> None:
-    with pytest.raises(errors.InputError, match=r"'centre' is no .*Choose one of: .*'central'"):
+    with pytest.raises(errors.InputError, match=r"unknown .*'centre'\. Choose one of: .*'central'"):
         CALLS[call](mlp(), method="centre")
 
 
@@ -251,7 +251,7 @@ def test_unknown_law(call: str) -> None:
         options = {"method": "central", "distribution": "cauchy"}
     else:
         options = {"distribution": "cauchy"}
-    with pytest.raises(errors.InputError, match=r"'cauchy' is no Law.*'rademacher'"):
+    with pytest.raises(errors.InputError, match=r"unknown Law: 'cauchy'.*'rademacher'"):
         CALLS[call](mlp(), **options)
 
 

@@ -8,11 +8,11 @@ import pytest
 import dropreg
 
 PUBLIC = {name: getattr(dropreg, name) for name in dropreg.__all__}
+CLASSES = {name: each for name, each in PUBLIC.items() if inspect.isclass(each)}
 FUNCTIONS = {name: each for name, each in PUBLIC.items() if inspect.isfunction(each)}
 METHODS = {
     f"{name}.{method.__name__}": method
-    for name, each in PUBLIC.items()
-    if inspect.isclass(each)
+    for name, each in CLASSES.items()
     for method in vars(each).values()
     if inspect.isfunction(method)
     and not method.__name__.startswith("_")
@@ -25,6 +25,8 @@ METHODS = {
 def test_every_argument_is_documented(name):
     function = (FUNCTIONS | METHODS)[name]
     documented = re.findall(r"^ +\*{0,2}(\w+):", inspect.getdoc(function), re.MULTILINE)
+    if name in METHODS:  # what all methods of a class share stands with the class
+        documented += re.findall(r"`(\w+)`", inspect.getdoc(CLASSES[name.partition(".")[0]]))
     arguments = [
         argument for argument in inspect.signature(function).parameters if argument != "self"
     ]

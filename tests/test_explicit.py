@@ -14,9 +14,9 @@ from oracle import BUILDERS, SPECS, TINY, Case, Spec, build, drawn, gradient, ta
 from torch import Tensor, nn
 
 from dropreg import explicit_regularizer, measure_explicit
-from dropreg.kernels import float32_precision
-from dropreg.noise import Probe
-from dropreg.objective import NoisyLoss
+from dropreg.control.kernels import float32_precision
+from dropreg.noisy_loss import NoisyLoss
+from dropreg.probes import Probe
 
 MAIN = ["cross_entropy", "binary_cross_entropy", "squared_error"]
 BOTH = pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import run
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 import dropreg
 from dropreg import errors, find_sites
-from dropreg.objective import clean
-from dropreg.sites import run
+from dropreg.probes import clean
 
 
 def randn(*shape: int, seed: int = 1) -> Tensor:

@@ -7,9 +7,57 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dropreg import BinaryCrossEntropy, CrossEntropy, Loss, SquaredError
+from dropreg import (
+    BinaryCrossEntropy,
+    CrossEntropy,
+    Elementwise,
+    Loss,
+    SquaredError,
+    explicit_regularizer,
+    replace_dropout,
+)
+from dropreg.errors import InputError
 from dropreg.losses import resolve
 
+
+class Poisson(Elementwise):
+    """A loss outside the package: the log-likelihood of a count, for its log rate."""
+
+    def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return logits.exp() - targets * logits
+
+    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.poisson(logits.exp(), generator)
+
+
+class PlainCrossEntropy(Loss):
+    """Cross-entropy as somebody would write it who knows nothing of the closed forms."""
+
+    def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return logits.logsumexp(-1) - logits.gather(-1, targets[..., None])[..., 0]
+
+    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return CrossEntropy().draw(logits, generator)
+
+
+class PlainBinary(Elementwise):
+    def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.softplus(logits) - targets * logits
+
+    def draw(self, logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return BinaryCrossEntropy().draw(logits, generator)
+
+
+class PlainSquared(Elementwise):
+    def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return (logits - targets) ** 2
+
+
+DERIVED: dict[str, tuple[Loss, Loss, tuple[int, ...]]] = {
+    "cross_entropy": (CrossEntropy(), PlainCrossEntropy(), (2, 3, 4)),
+    "binary": (BinaryCrossEntropy(), PlainBinary(), (3, 2)),
+    "squared": (SquaredError(), PlainSquared(), (3, 2)),
+}
 CASES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "cross_entropy": (CrossEntropy(), (2, 3, 4)),
     "one position": (CrossEntropy(), (4,)),
@@ -18,6 +66,8 @@ CASES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "binary": (BinaryCrossEntropy(), (3, 2)),
     "binary, one number": (BinaryCrossEntropy(), ()),
     "squared": (SquaredError(), (3, 2)),
+    "a loss of one's own": (Poisson(), (3, 2)),
+    "classes of one's own": (PlainCrossEntropy(), (2, 3, 4)),
 }
 
 
@@ -96,9 +146,87 @@ def test_mean_is_pytorchs(name: str) -> None:
         )
     elif isinstance(loss, BinaryCrossEntropy):
         expected = F.binary_cross_entropy_with_logits(logits, y)
+    elif isinstance(loss, Poisson):
+        expected = F.poisson_nll_loss(logits, y)
+    elif isinstance(loss, PlainCrossEntropy):
+        expected = F.cross_entropy(logits.reshape(-1, 4), y.flatten())
     else:
         expected = F.mse_loss(logits, y)
     torch.testing.assert_close(loss.mean(logits, y), expected)
+
+
+@pytest.mark.parametrize("name", DERIVED)
+@pytest.mark.parametrize("with_targets", [False, True])
+def test_closed_forms_are_what_automatic_differentiation_derives(
+    name: str, with_targets: bool
+) -> None:
+    """Values, and gradients in logits and direction: of what a regularizer makes of each."""
+    closed, derived, shape = DERIVED[name]
+    generator = torch.Generator().manual_seed(0)
+    logits, t, v = torch.randn((3, *shape), generator=generator, dtype=torch.float64)
+    t = (t + logits.detach() ** 2).requires_grad_()
+    logits.requires_grad_()
+    y = None
+    if with_targets:
+        y = logits[..., 0].detach() > 0 if closed.classes_last else logits.detach().sigmoid()
+        y = y.long() if closed.classes_last else y
+    results = []
+    for loss in (closed, derived):
+        value = loss.quadratic(logits, t, y)
+        squares = sum((root * v).sum(-1).square().sum() for root in loss.roots(logits, y))
+        parts = [
+            value,
+            squares,
+            *torch.autograd.grad(value + squares, (logits, t), materialize_grads=True),
+        ]
+        if name != "squared":  # whose score is the same wherever
+            score = loss.sampled_score(logits, y, torch.Generator().manual_seed(0))
+            parts += [score, *torch.autograd.grad((score * v).sum() ** 2, logits)]
+        results.append(parts)
+    torch.testing.assert_close(*results)
+    for loss in (closed, derived):  # nothing is left behind where nobody asks for gradients
+        with torch.no_grad():
+            assert not loss.quadratic(logits, t, y).requires_grad
+            if name != "squared":
+                assert not loss.sampled_score(logits, y).requires_grad
+
+
+def test_a_loss_of_ones_own_with_every_method() -> None:
+    """One unit, F = w h (1 + eta): R_approx is h^2 w^2 exp(w h) / 2 at p = 1/2."""
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(1, 1, bias=False)).double()
+    x, y = torch.tensor([[0.7]]).double(), torch.tensor([[2.0]]).double()
+    u = (x * model[1].weight).detach()
+    truth, slope = u**2 * u.exp() / 2, (2 * u + u**2) * u.exp() / 2 * x
+    for method in ("exact", "jvp", "central", "sampled_labels"):
+        samples = 20_000 if method == "sampled_labels" else 1
+        r = explicit_regularizer(
+            model,
+            x,
+            targets=y,
+            loss=Poisson(),
+            method=method,
+            step=1e-4,
+            mc_samples=samples,
+            generator=torch.Generator().manual_seed(0),
+        )
+        (grad,) = torch.autograd.grad(r, model[1].weight)
+        # A count has a variance of its rate: 4.5 standard errors of the sampled squares.
+        tolerance = 0.1 if method == "sampled_labels" else 1e-6
+        torch.testing.assert_close(r, truth[0, 0], rtol=tolerance, atol=0.0)
+        torch.testing.assert_close(grad, slope, rtol=tolerance, atol=0.0)
+    replace_dropout(model, loss=Poisson()).loss(x, y).backward()
+
+
+def test_a_loss_that_draws_no_labels_says_so() -> None:
+    with pytest.raises(InputError, match="does not say how to draw a label"):
+        PlainSquared().sampled_score(torch.zeros(2))
+
+
+def test_targets_of_a_loss_of_ones_own() -> None:
+    with pytest.raises(InputError, match=r"labels of shape \(2,\) for logits of shape \(2, 3\)"):
+        PlainCrossEntropy().mean(torch.zeros(2, 3), torch.zeros(2, 3).long())
+    with pytest.raises(InputError, match="floating-point targets"):
+        Poisson().mean(torch.zeros(2), torch.zeros(2).long())
 
 
 def test_ignored_positions_do_not_count() -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import run
 from torch import Tensor, nn
 
 from dropreg import Law, LockedDropout, Probe, find_sites, sample, shared_dropout
 from dropreg.noise import variance
-from dropreg.sites import run
 
 LAWS = [str(law) for law in Law]
 

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import run
 from torch import Tensor, nn
 
 import dropreg
 from dropreg import Sites, find_sites
-from dropreg.objective import clean
-from dropreg.sites import Control, run, scratch_buffers
+from dropreg.control import Control
+from dropreg.control.buffers import scratch_buffers
+from dropreg.probes import clean
 
 
 def randn(*shape: int, seed: int = 1) -> Tensor:

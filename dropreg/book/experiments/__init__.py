@@ -1,14 +1,13 @@
 """The paper's experiments: declared once, run at several sizes, recorded with their provenance.
 
-`Rule` and `Step` are the update rules, for any training loop. `EXPERIMENTS` are the declarations,
-which the command line ``dropreg`` runs. `dropreg.book.experiments.ledger` compares what was
-measured. Size "tiny" needs torch and nothing else, the other sizes a text (see
-`dropreg.book.data`), the ledger the extra `dropreg[book]`.
+`EXPERIMENTS` are the declarations, of update rules (`dropreg.Rule`) and tasks, which the command
+line ``dropreg`` runs. `dropreg.book.experiments.ledger` compares what was measured. Size "tiny"
+needs torch and nothing else, the other sizes a text (see `dropreg.book.data`), the ledger the extra
+`dropreg[book]`.
 """
 
 from dropreg.book.experiments.catalog import EXPERIMENTS, Arm, Experiment, Run, experiment
 from dropreg.book.experiments.records import Record, RecordError
-from dropreg.book.experiments.rules import GradientNoise, Objective, Rule, Step
 from dropreg.book.experiments.runner import Store
 from dropreg.book.experiments.tasks import TASKS, Setting, Size, Task
 from dropreg.book.experiments.training import Progress, evaluate, train
@@ -18,16 +17,12 @@ __all__ = [
     "TASKS",
     "Arm",
     "Experiment",
-    "GradientNoise",
-    "Objective",
     "Progress",
     "Record",
     "RecordError",
-    "Rule",
     "Run",
     "Setting",
     "Size",
-    "Step",
     "Store",
     "Task",
     "evaluate",

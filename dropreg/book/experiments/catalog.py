@@ -15,9 +15,9 @@ from functools import cached_property
 from typing import Any
 
 from dropreg.book.experiments.records import Record
-from dropreg.book.experiments.rules import Rule
 from dropreg.book.experiments.tasks import TASKS, Setting, Size, Task
 from dropreg.errors import InputError
+from dropreg.updates import Rule
 
 SEEDS = (0, 1, 2)
 TUNING_SEED = 100

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from dropreg.book.data.batches import windows
 from dropreg.book.experiments.catalog import Run
 from dropreg.book.experiments.records import Record, session, write_whole
-from dropreg.book.experiments.rules import Step
 from dropreg.book.experiments.tasks import Setting, texts
 from dropreg.book.models.base import State, detach
+from dropreg.control.kernels import float32_precision
 from dropreg.errors import values_unchecked
-from dropreg.kernels import float32_precision
+from dropreg.noisy_loss import NoisyLoss
+from dropreg.updates import Update
 
 EVALUATION_STREAMS, EVALUATION_LENGTH = 20, 70
 FIT_TOKENS = 20_000
@@ -292,12 +293,11 @@ def _epoch(
     state: State = None
     done = updates = 0
     model.train()
+    update = Update(run.rule, generator=noise, carry=True)  # counts from the epoch's first
     for inputs, targets in cuts:
-        rule = run.rule.at(updates)  # counted from the epoch's first
-        step = Step(rule, model, inputs, targets, state, noise)
         optimizer.zero_grad()
-        step.backward()
-        state = detach(step.state)
+        update.backward(NoisyLoss(model, (inputs, state), "cross_entropy", targets))
+        state = detach(update.output[1])
         norm = nn.utils.clip_grad_norm_(model.parameters(), setting.clip)
         length = inputs.shape[1]
         for group in optimizer.param_groups:
@@ -306,14 +306,14 @@ def _epoch(
         optimizer.step()
         average.update(model)
         done, updates = done + length, updates + 1
-        for name, value in step.parts.items():
-            sums[name] += value
+        for name, value in update.parts.items():
+            sums[name] += value.double()
             counts[name] += 1
         sums["gradient_norm"] += norm.double()
         sums["clipped"] += norm > setting.clip
         if updates % LOOK_EVERY == 0:
             _require_finite(sums["gradient_norm"])
-        tell(done / stream, step.parts["objective"])
+        tell(done / stream, update.parts["objective"])
     _require_finite(sums["gradient_norm"])
     means = {name: float(total) / counts.get(name, updates) for name, total in sums.items()}
     return {"updates": updates, **means}

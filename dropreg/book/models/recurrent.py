@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dropreg.book.models.base import Sized
 from dropreg.book.models.layers import TokenEmbedding
-from dropreg.noise import LockedDropout
+from dropreg.layers import LockedDropout
 
 RecurrentState: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
 """Two tensors a layer."""

@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from dropreg.book import cli
-from dropreg.book.experiments import EXPERIMENTS, TASKS, Record, RecordError, Rule, Run, Size, Store
+from dropreg.book.experiments import EXPERIMENTS, TASKS, Record, RecordError, Run, Size, Store
 from dropreg.book.experiments.catalog import Arm
 from dropreg.book.experiments.records import read_record, results_folder, write_whole
 from dropreg.book.experiments.runner import Order, run_next
 from dropreg.book.experiments.tasks import texts
 from dropreg.book.experiments.training import Average, evaluate, train
 from dropreg.errors import DataError, MissingPackageError
+from dropreg.updates import Rule
 
 TINY = Size.TINY
 # Times, and where and when a run took place, are all that may differ.

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import BATCH, CASES, WORDS, tokens, transformer_xl, xl_net, xl_shapes
-from oracle import build
+from oracle import build, run
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -22,7 +22,6 @@ from dropreg.book.models import (
     TransformerXL,
     detach,
 )
-from dropreg.sites import run
 
 LANGUAGE_MODELS: list[type[Sized]] = [
     LSTMLanguageModel,

@@ -10,7 +10,7 @@ import oracle
 import pytest
 import torch
 from cases import CASES, SITE_PS
-from oracle import FINE, SPECS, Case, build, drawn, gradient
+from oracle import FINE, SPECS, Case, build, drawn, gradient, run
 from torch import Tensor
 
 from dropreg import (
@@ -31,7 +31,6 @@ from dropreg.book.models import (
     TransformerLanguageModel,
     TransformerXL,
 )
-from dropreg.sites import run
 
 CE = SPECS["cross_entropy"]
 

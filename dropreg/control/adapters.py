@@ -12,17 +12,15 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dropreg.control.control import Adapter, Control, register_adapter
 from dropreg.errors import NeverSupportedError
-from dropreg.noise import shared_dropout, shared_mask_shape
-
-if TYPE_CHECKING:
-    from dropreg.sites import Control
+from dropreg.layers import shared_dropout, shared_mask_shape
 
 
 def _dropout(
@@ -191,7 +189,7 @@ def _refuse_affine(name: str) -> Callable[..., Tensor]:
     return adapter
 
 
-ADAPTERS: dict[Callable[..., Any], Callable[..., Any]] = {
+_ADAPTERS: dict[Callable[..., Any], Adapter] = {
     F.dropout: _dropout,
     torch.dropout: _native(_dropout),
     torch.dropout_: _native(_dropout, inplace=True),
@@ -214,4 +212,5 @@ ADAPTERS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.feature_alpha_dropout_: _native(_refuse_affine("torch.feature_alpha_dropout_")),
     shared_dropout: _shared_dropout,
 }
-"""The function that drops, and the adapter that runs in its place as adapter(control, *args)."""
+for _function, _adapter in _ADAPTERS.items():
+    register_adapter(_function, _adapter)

@@ -7,27 +7,29 @@ clean, at :math:`\varepsilon = 1` with Bernoulli noise it is under dropout. The 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dropreg import losses
-from dropreg.audit import audited
+from dropreg.control.audit import audited
+from dropreg.control.control import Control
+from dropreg.control.kernels import float32_precision
+from dropreg.control.passes import call_arguments, find_logits, forward, require_sites
 from dropreg.errors import InputError, PrecisionError
-from dropreg.kernels import float32_precision
-from dropreg.noise import Probe
-from dropreg.sites import Noise, Site, find_logits, run
-
-
-def clean(site: Site) -> None:
-    """The noise of the clean network: none."""
+from dropreg.noise import Law, Sampler
+from dropreg.probes import Noise, Probe
+from dropreg.sites import Site
 
 
 class NoisyLoss:
     r"""A model's mean loss on one batch, :math:`\ell(\theta;\, \eta)`, for any noise at its sites.
 
     Attributes:
+        sites: The sites that an audit has found.
         output: What the model returned in the last pass.
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
@@ -62,18 +64,19 @@ class NoisyLoss:
         if not isinstance(targets, Tensor | None):
             raise InputError(f"targets are a {type(targets).__name__}; they must be a tensor.")
         self.criterion = losses.resolve(loss)
-        self.model, self.inputs, self.targets = model, inputs, targets
+        self.model, self.targets = model, targets
         self.output: Any = None
-        self.audit = audited(model, inputs)
+        self._arguments = call_arguments(inputs)
+        self.sites = audited(model, self._arguments)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the parameters, but at least float32: that of strengths, steps and slopes."""
+        """Type of the parameters, but at least float32: that of scales and slopes."""
         types = (p.dtype for p in self.model.parameters() if p.is_floating_point())
         return torch.promote_types(next(types, torch.float32), torch.float32)
 
-    def zero_strength(self) -> Tensor:
-        """A strength of 0 to differentiate in, on the model's device, so that nothing waits."""
+    def zero_scale(self) -> Tensor:
+        """A scale of 0 to differentiate in, on the model's device, so that nothing waits."""
         first = next(self.model.parameters(), torch.zeros(()))
         return torch.zeros((), dtype=self.dtype, device=first.device, requires_grad=True)
 
@@ -85,12 +88,17 @@ class NoisyLoss:
             update_buffers: Whether batch-norm statistics and the like may change.
 
         Returns:
-            The logits (..., C), and the sites that the pass met. `output` keeps all that the model
-            returned.
+            The logits (..., C), and the sites that the pass met, which carry no names. `output`
+            keeps all that the model returned.
+
+        Raises:
+            NoSitesError: If no site is met, or its subclass where the reason is known.
         """
-        scratch = self.audit.changes_buffers and not update_buffers
-        self.output, sites = run(self.model, self.inputs, noise, scratch=scratch)
-        return find_logits(self.output), sites
+        control = Control(noise)
+        scratch = self.sites.changes_buffers and not update_buffers
+        self.output = forward(self.model, self._arguments, control, scratch=scratch)
+        require_sites(self.model, control)
+        return find_logits(self.output), control.sites
 
     def __call__(self, noise: Noise, *, update_buffers: bool = False) -> Tensor:
         """The mean loss under a noise.
@@ -134,7 +142,7 @@ class NoisyLoss:
 
 
 DEFAULT_STEP = 0.2
-"""Strength of a central difference's probe, where dropout itself has strength 1.
+"""Scale of a central difference's probe, where dropout itself has scale 1.
 
 Smaller is not better. Where a network has kinks (ReLU), a kink between the two ends throws a sample
 of the gradient off by the order of 1/step, with a probability of the order of step: the mean is
@@ -143,15 +151,40 @@ methods shows both ends.
 """
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """What an estimator draws.
+
+    Attributes:
+        samples: How many probes, labels or masks are averaged.
+        law: Law of the noise; the method's own if None. See `dropreg.noise.sampler_of`.
+        step: Scale of the probe in a central difference; see `DEFAULT_STEP`.
+        generator: Source of randomness; the default generator if None.
+    """
+
+    samples: int = 1
+    law: Law | str | Sampler | None = None
+    step: float = DEFAULT_STEP
+    generator: torch.Generator | None = None
+
+    def probe(self, default: Law = Law.RADEMACHER) -> Probe:
+        """A new probe, of the default law unless another is asked for."""
+        return Probe(self.law or default, self.generator)
+
+    def probes(self, default: Law = Law.RADEMACHER) -> Iterator[Probe]:
+        """As many new probes as there are samples."""
+        return (self.probe(default) for _ in range(self.samples))
+
+
 def central_logits(
-    objective: NoisyLoss, probe: Probe, step: float, *, update_buffers: bool = False
+    noisy: NoisyLoss, probe: Probe, step: float, *, update_buffers: bool = False
 ) -> tuple[Tensor, Tensor]:
     r"""Logits at both ends of a short antithetic pair.
 
     Args:
-        objective: Model and batch.
+        noisy: Model and batch.
         probe: The noise.
-        step: The strength :math:`\varepsilon`.
+        step: The scale :math:`\varepsilon`.
         update_buffers: Whether one of the two passes may change buffers.
 
     Returns:
@@ -164,14 +197,34 @@ def central_logits(
     if not step > 0:
         raise InputError(f"step is {step}; it must be positive.")
     with float32_precision():
-        down, sites = objective.logits(probe.at(-step))
+        down, sites = noisy.logits(probe.at(-step))
         low = any(site.dtype.itemsize < 4 for site in sites) or down.dtype.itemsize < 4
-        if low or objective.audit.uses_half_precision:
+        if low or noisy.sites.uses_half_precision:
             raise PrecisionError(
                 "central differences need a float32 forward pass: half precision has too few bits "
                 "for the difference of two nearby outputs. Leave autocast for this call, or use "
                 "method='sampled_labels' or, in replace_dropout, 'even_odd'."
             )
         # Last: a pass may depend on the buffers (spectral norm), and both must start from the same.
-        up, _ = objective.logits(probe.at(step), update_buffers=update_buffers)
+        up, _ = noisy.logits(probe.at(step), update_buffers=update_buffers)
     return up, down
+
+
+def half_quadratic(
+    criterion: losses.Loss, up: Tensor, down: Tensor, step: float, targets: Tensor | None
+) -> Tensor:
+    r"""One sample of R_approx from an antithetic pair of logits.
+
+    Args:
+        criterion: The loss.
+        up: Logits at :math:`+\varepsilon`.
+        down: Logits at :math:`-\varepsilon`.
+        step: The scale :math:`\varepsilon`.
+        targets: See `dropreg.losses.Loss`.
+
+    Returns:
+        :math:`\tfrac12\, t^\top H_{out}\, t` with :math:`t = (F_+ - F_-) / 2\varepsilon` and
+        :math:`H_{out}` at the mean of the two, per example.
+    """
+    t = (up - down) / (2 * step)
+    return 0.5 * criterion.quadratic((up + down) / 2, t, targets)

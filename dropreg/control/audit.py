@@ -7,9 +7,6 @@ by name; it is never left to run on with its own random masks.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,18 +15,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from dropreg.control.buffers import scratch_buffers
+from dropreg.control.control import ADAPTERS, Control, Tracker
+from dropreg.control.kernels import without_gradients
+from dropreg.control.passes import Arguments, find_logits, forward, require_sites
 from dropreg.errors import InputError, NeverSupportedError, NotYetSupportedError
-from dropreg.kernels import without_gradients
-from dropreg.noise import Probe
-from dropreg.sites import (
-    Control,
-    Site,
-    Sites,
-    call_arguments,
-    find_logits,
-    require_sites,
-    scratch_buffers,
-)
+from dropreg.probes import Probe, clean
+from dropreg.sites import Sites
 
 
 def find_sites(model: nn.Module, *args: Any, **kwargs: Any) -> Sites:
@@ -60,80 +52,63 @@ def find_sites(model: nn.Module, *args: Any, **kwargs: Any) -> Sites:
     site  kind     shape   p    mask shared
     2     dropout  (5, 8)  0.3  none
     """
-    return Sites(_audit(model, args, kwargs).sites)
+    return _audit(model, (args, kwargs))
 
 
-@dataclass(frozen=True)
-class Audit:
-    """What the audit of a model found out about its forward pass.
-
-    Attributes:
-        sites: The sites, in call order.
-        changes_buffers: Whether the pass writes to buffers, as batch norm does.
-        uses_half_precision: Whether anything after the first site is computed below float32.
-    """
-
-    sites: list[Site]
-    changes_buffers: bool
-    uses_half_precision: bool
+_AUDITS: weakref.WeakKeyDictionary[nn.Module, tuple[object, Sites]] = weakref.WeakKeyDictionary()
 
 
-_AUDITS: weakref.WeakKeyDictionary[nn.Module, tuple[object, Audit]] = weakref.WeakKeyDictionary()
-
-
-def audited(model: nn.Module, inputs: Any) -> Audit:
+def audited(model: nn.Module, arguments: Arguments) -> Sites:
     """Audit a model, once, and again when its modules, their modes or autocast have changed.
 
     Args:
         model: The model.
-        inputs: A tensor, a tuple of positional or a dict of keyword arguments for it.
+        arguments: Its arguments; see `dropreg.control.passes.call_arguments`.
 
     Returns:
-        What was found.
+        The sites, in call order.
 
     Raises:
         NoSitesError: As `find_sites` does.
         UnsupportedError: As `find_sites` does.
     """
     autocast = tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
-    state = (autocast, *((id(m), m.training) for m in model.modules()))
+    modes = ((id(m), m.training) for m in model.modules())
+    state = (autocast, tuple(ADAPTERS.values()), *modes)
     known = _AUDITS.get(model)
     if known is None or known[0] != state:
-        args, kwargs = call_arguments(inputs)
-        known = _AUDITS[model] = (state, _audit(model, args, kwargs))
+        known = _AUDITS[model] = (state, _audit(model, arguments))
     return known[1]
 
 
-def _audit(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Audit:
+def _audit(model: nn.Module, arguments: Arguments) -> Sites:
     """Run the model with every site off, and see that nothing else in it is random."""
     _refuse_opaque(model)
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     tracker = Tracker(model)
 
-    def forward(seed: int, control: Control) -> Tensor:
+    def logits(seed: int, control: Control, *, scratch: bool = True) -> Tensor:
         # Not torch.manual_seed: that would also seed a CUDA that the user has yet to start.
         torch.default_generator.manual_seed(seed)
         if cuda:
             torch.cuda.manual_seed_all(seed)
-        with control:
-            return find_logits(model(*args, **kwargs)).clone()  # the next pass may write to it
+        output = forward(model, arguments, control, scratch=scratch)
+        return find_logits(output).clone()  # the next pass may write to it
 
     with without_gradients(), torch.random.fork_rng(devices=cuda):
-        control = Control(lambda site: None, tracker=tracker)
+        control = Control(clean, tracker=tracker)
         operations = _Operations(control, tracker)
         with scratch_buffers(model) as changed, tracker.tracking(), operations:
-            first = forward(0, control)
+            first = logits(0, control, scratch=False)
             changes_buffers = changed()
         # Random numbers may be drawn and have no effect, or a rare one (layers skipped at random).
         for seed in range(1, 9 if operations.random else 2):
-            with scratch_buffers(model):
-                again = forward(seed, Control(lambda site: None))
-            if not _agree(first, again):
+            if not _agree(first, logits(seed, Control(clean))):
                 raise _hidden_randomness(operations)
         if control.any_inplace:
-            _require_inplace_result_is_used(model, args, kwargs)
+            _require_inplace_result_is_used(model, arguments)
     require_sites(model, control)
-    return Audit(control.sites, changes_buffers, operations.any_half_precision)
+    return Sites(tuple(control.sites), changes_buffers, operations.any_half_precision)
 
 
 def _hidden_randomness(operations: _Operations) -> NeverSupportedError:
@@ -163,9 +138,7 @@ def _agree(first: Tensor, second: Tensor) -> bool:
     return not a.numel() or bool((a - b).abs().max() < tolerance * a.abs().max())
 
 
-def _require_inplace_result_is_used(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
+def _require_inplace_result_is_used(model: nn.Module, arguments: Arguments) -> None:
     # Sites are computed out of place. That is the same thing only if the model goes on with what
     # the in-place dropout returns, and not with the tensor that it was given.
     probe = Probe("rademacher", torch.Generator().manual_seed(0))
@@ -174,9 +147,8 @@ def _require_inplace_result_is_used(
         control = Control(probe.at(1.0))
         control.write_back = write_back
         # The tensor that is written to may be the user's own input.
-        copies = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, (args, dict(kwargs)))
-        with scratch_buffers(model), control:
-            outputs.append(find_logits(model(*copies[0], **copies[1])))
+        copies = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
+        outputs.append(find_logits(forward(model, copies, control, scratch=True)))
     if not _agree(*outputs):
         raise NotYetSupportedError(
             "an in-place dropout whose result is not used, or whose input is used elsewhere: write "
@@ -217,52 +189,6 @@ _SCRIPTED_DROPOUT = (
     "aten::bernoulli",
     "aten::bernoulli_",
 )
-
-
-class Tracker:
-    """Knows the path of the module that is running, by hooks that are there for one pass only."""
-
-    def __init__(self, model: nn.Module) -> None:
-        """Prepare for one pass.
-
-        Args:
-            model: The model whose modules are named.
-        """
-        self._model = model
-        self._stack = [""]
-        self._calls: dict[str, int] = {}
-
-    def current(self) -> str:
-        """Path of the module that is running."""
-        return self._stack[-1] or "the model itself"
-
-    def name(self) -> str:
-        """Name of a site that the running module calls now."""
-        path = self._stack[-1] or type(self._model).__name__
-        count = self._calls[path] = self._calls.get(path, 0) + 1
-        return path if count == 1 else f"{path}#{count}"
-
-    @contextmanager
-    def tracking(self) -> Iterator[None]:
-        """Follow the model's calls while the context lasts."""
-        handles = []
-        try:
-            for path, module in self._model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue  # takes no hooks; nothing in it can be a site
-
-                def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
-                    self._stack.append(path)
-
-                def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-                    self._stack.pop()
-
-                handles.append(module.register_forward_pre_hook(enter))
-                handles.append(module.register_forward_hook(leave, always_call=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class _Operations(TorchDispatchMode):

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import run
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequence
 
 from dropreg import LockedDropout, Probe, Site, errors, find_sites, shared_dropout
-from dropreg.objective import clean
-from dropreg.sites import run
+from dropreg.probes import clean
 
 
 class Given:

@@ -1,0 +1,128 @@
+"""Every noise that a forward pass can be given: none, a probe's, or leaves to differentiate in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dropreg.errors import NotYetSupportedError
+from dropreg.noise import Law, Sampler, sample, sampler_of
+from dropreg.sites import Site
+
+Noise = Callable[[Site], Tensor | None]
+"""The noise of a site: a tensor of the site's mask shape, or None for no noise."""
+
+
+def clean(site: Site) -> None:
+    """The noise of the clean network: none."""
+
+
+class Probe:
+    r"""One draw of the noise of every site, which can be replayed at any scale.
+
+    A probe gives site :math:`i` the noise :math:`\varepsilon\,\eta_i`. The :math:`\eta_i` are drawn
+    when the sites are first met and kept, so that the same probe at :math:`+\varepsilon` and at
+    :math:`-\varepsilon` is an antithetic pair.
+
+    >>> from dropreg import NoisyLoss
+    >>> loss = NoisyLoss(torch.nn.Dropout(0.5), torch.ones(1, 4), "cross_entropy")
+    >>> probe = Probe("bernoulli", torch.Generator().manual_seed(0))
+    >>> up, down = (loss.logits(probe.at(scale))[0] for scale in (+1, -1))
+    >>> up, down
+    (tensor([[0., 2., 0., 0.]]), tensor([[2., 0., 2., 2.]]))
+    """
+
+    def __init__(self, law: Law | str | Sampler, generator: torch.Generator | None = None) -> None:
+        """Start with nothing drawn.
+
+        Args:
+            law: Law of the noise; see `dropreg.noise.sampler_of`.
+            generator: Source of randomness; the default generator of each site's device if None.
+        """
+        self._draw, self._generator = sampler_of(law), generator
+        self._etas: list[Tensor] = []
+
+    def at(self, scale: float | Tensor) -> Noise:
+        r"""Noise for one forward pass.
+
+        Args:
+            scale: The factor :math:`\varepsilon` on every site's noise; a scalar tensor may carry a
+                gradient.
+
+        Returns:
+            A noise, for one pass: it counts the sites.
+        """
+        visited = 0
+
+        def noise(site: Site) -> Tensor:
+            nonlocal visited
+            eta = self._eta(visited, site)
+            visited += 1
+            if not isinstance(scale, Tensor):
+                return scale * eta
+            if scale.requires_grad:
+                require_grad_mode(site)
+            return scale.to(site.device) * eta  # a model may lie on several
+
+        return noise
+
+    def _eta(self, index: int, site: Site) -> Tensor:
+        """The noise of the site that a pass meets as number `index`."""
+        if index == len(self._etas):
+            eta = sample(
+                self._draw,
+                site.mask_shape,
+                site.p,
+                generator=self._generator,
+                device=site.device,
+                dtype=site.noise_dtype,
+            )
+            self._etas.append(eta)
+        if self._etas[index].shape != site.mask_shape:
+            raise NotYetSupportedError(
+                f"two passes with the same noise met different dropouts: a mask of shape "
+                f"{tuple(self._etas[index].shape)}, then one of {site.mask_shape}. The noise "
+                "changes the way through the model (routing to experts, early exit); keep that way "
+                "fixed."
+            )
+        return self._etas[index]
+
+
+class NoiseLeaves:
+    """Noise that is zero and asks for its gradient: the coordinates in which sites are squared.
+
+    Attributes:
+        etas: The zeros of the sites met, in call order.
+    """
+
+    def __init__(self) -> None:
+        """Start with no site met."""
+        self.etas: list[Tensor] = []
+
+    def __call__(self, site: Site) -> Tensor:
+        """A zero tensor of the site's mask shape that requires a gradient."""
+        require_grad_mode(site)
+        eta = torch.zeros(
+            site.mask_shape, dtype=site.noise_dtype, device=site.device, requires_grad=True
+        )
+        self.etas.append(eta)
+        return eta
+
+
+def require_grad_mode(site: Site) -> None:
+    """Refuse a site that no backward pass reaches, as its effect would be taken for zero.
+
+    Args:
+        site: The site that the forward pass is at.
+
+    Raises:
+        NotYetSupportedError: If the model has switched gradients off around it.
+    """
+    if not torch.is_grad_enabled():
+        raise NotYetSupportedError(
+            f"{site.kind} on a tensor of shape {site.shape} lies in a torch.no_grad() block of the "
+            "model. Its noise reaches the loss, but no backward pass reaches its noise. Use "
+            "method='central' (for explicit_regularizer, 'jvp' too), or put that part in eval mode."
+        )
