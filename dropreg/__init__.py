@@ -9,7 +9,7 @@ from dropreg.control import register_adapter
 from dropreg.control.audit import find_sites
 from dropreg.explicit import ExplicitMethod, explicit_regularizer
 from dropreg.implicit import ImplicitMethod, implicit_noise
-from dropreg.layers import LockedDropout, shared_dropout
+from dropreg.layers import DropPath, LockedDropout, shared_dropout
 from dropreg.losses import BinaryCrossEntropy, CrossEntropy, Elementwise, Loss, SquaredError
 from dropreg.measure import Estimate, gradient_noise, measure_explicit
 from dropreg.noise import Law, sample
@@ -29,6 +29,7 @@ from dropreg.updates import (
 __all__ = [
     "BinaryCrossEntropy",
     "CrossEntropy",
+    "DropPath",
     "DropoutReplacement",
     "Elementwise",
     "Estimate",

@@ -92,3 +92,33 @@ class LockedDropout(nn.Module):
     def extra_repr(self) -> str:
         """Show the settings in the module's printed form."""
         return f"p={self.p}, shared_dims={self.shared_dims}"
+
+
+class DropPath(nn.Module):
+    """Dropout of whole examples: a residual branch is there or not (Huang et al. 2016).
+
+    >>> import torch
+    >>> DropPath(0.2).eval()(torch.ones(1, 2))
+    tensor([[1., 1.]])
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        """Set up the layer.
+
+        Args:
+            p: Probability to drop an example, in [0, 1).
+
+        Raises:
+            ProbabilityError: If `p` is outside [0, 1).
+        """
+        super().__init__()
+        check_probability(p)
+        self.p = p
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop examples of a batch (batch, ...); see `shared_dropout`."""
+        return shared_dropout(input, self.p, self.training, range(1, input.ndim))
+
+    def extra_repr(self) -> str:
+        """Show the setting in the module's printed form."""
+        return f"p={self.p}"

@@ -26,10 +26,10 @@ class Loss(ABC):
     regularizer needs is derived from them by automatic differentiation. Its Hessian must not depend
     on the label, as that of an exponential family in its natural parameters does not.
 
-    In all methods `logits` are the model's output, (..., C); `t` and `u` are tensors of their shape;
-    `targets` are the labels, whose form depends on the loss, and an `InputError` is raised if they
-    do not fit the logits. Where only :math:`H_{out}` is asked for they are optional: they then serve
-    to leave out the terms that do not count (padding). `generator` is the source of randomness, the
+    In all methods `logits` are the model's output, (..., C), `t` and `u` are tensors of that shape.
+    `targets` are the labels, whose form depends on the loss; an `InputError` is raised where they
+    do not fit the logits. Where only :math:`H_{out}` is asked for they are optional, and serve to
+    leave out the terms that do not count (padding). `generator` is the source of randomness, the
     default generator of the logits' device if None.
 
     >>> class Poisson(Elementwise):

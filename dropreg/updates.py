@@ -436,7 +436,7 @@ class DropoutReplacement:
 
         Returns:
             A scalar in the loss's unit: the clean loss plus each effect times its strength; with
-            `every` above 1, the clean loss alone in the steps between.
+            `every` above 1, the clean loss alone in the updates between.
 
         Raises:
             InputError: If the targets do not fit.
@@ -488,10 +488,10 @@ def replace_dropout(
             a smooth network, and farther from it for one with kinks; see
             `dropreg.noisy_loss.DEFAULT_STEP`.
         every: Take the effects in every n-th loss only, n times the explicit and sqrt(n) times the
-            implicit one, and the clean loss in between: the same mean and covariance over n steps,
-            for 1 + 1/n passes a step in place of two. Gradients clipped tightly undo this, as the
-            stronger ones are cut; the book's chapter "What it costs" shows both. Not for
-            "even_odd", whose explicit strength must not exceed 1.
+            implicit one, and the clean loss in between: the same mean and covariance over n
+            updates, for 1 + 1/n passes an update in place of two. Gradients clipped tightly undo
+            this, as the stronger ones are cut; the book's chapter "What it costs" shows both. Not
+            for "even_odd", whose explicit strength must not exceed 1.
         generator: Source of randomness; the default generator if None.
 
     Returns:

@@ -26,7 +26,8 @@ def test_every_argument_is_documented(name):
     function = (FUNCTIONS | METHODS)[name]
     documented = re.findall(r"^ +\*{0,2}(\w+):", inspect.getdoc(function), re.MULTILINE)
     if name in METHODS:  # what all methods of a class share stands with the class
-        documented += re.findall(r"`(\w+)`", inspect.getdoc(CLASSES[name.partition(".")[0]]))
+        for base in CLASSES[name.partition(".")[0]].__mro__:
+            documented += re.findall(r"`(\w+)`", base.__doc__ or "")
     arguments = [
         argument for argument in inspect.signature(function).parameters if argument != "self"
     ]

@@ -1,15 +1,16 @@
 """The laws of the noise, their moments, and the reproducibility of masks."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import run
 from torch import Tensor, nn
 
-from dropreg import Law, LockedDropout, Probe, find_sites, sample, shared_dropout
+from dropreg import Law, explicit_regularizer, replace_dropout, sample
+from dropreg.errors import InputError
 from dropreg.noise import variance
 
 LAWS = [str(law) for law in Law]
@@ -92,84 +93,6 @@ def test_without_a_generator_the_global_seed_decides() -> None:
     assert not torch.equal(first, sample("gaussian", (5,), 0.5))
 
 
-class Shared(nn.Module):
-    def __init__(self, p: float, dims: tuple[int, ...]) -> None:
-        super().__init__()
-        self.first, self.drop = nn.Dropout(p), LockedDropout(p, dims)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.first(x))
-
-
-@given(
-    shape=st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple),
-    data=st.data(),
-    p=probabilities,
-    law=st.sampled_from(LAWS),
-)
-def test_a_probe_replays_and_mirrors(
-    shape: tuple[int, ...], data: st.DataObject, p: float, law: str
-) -> None:
-    """The same probe at +e and -e is an antithetic pair, at every site, with the site's sharing."""
-    dims = tuple(data.draw(st.lists(st.integers(-len(shape), len(shape) - 1), max_size=2)))
-    model, x = Shared(p, dims).double(), torch.ones(shape, dtype=torch.float64)
-    probe = Probe(law, torch.Generator().manual_seed(0))
-    seen: dict[float, list[Tensor]] = {}
-    for strength in (1.0, -1.0, 1.0, 0.25):
-        noise, etas = probe.at(strength), []
-
-        def keep(site, noise=noise, etas=etas):
-            etas.append(noise(site))
-            return etas[-1]
-
-        _, sites = run(model, x, keep)
-        if strength in seen:
-            torch.testing.assert_close(etas, seen[strength], rtol=0, atol=0)
-        seen[strength] = etas
-    for up, down, weak, site in zip(seen[1.0], seen[-1.0], seen[0.25], sites, strict=True):
-        assert torch.equal(up, -down)
-        assert torch.equal(weak, 0.25 * up)
-        assert up.shape == site.mask_shape
-    shared = {d % len(shape) for d in dims}
-    expected = tuple(1 if d in shared else size for d, size in enumerate(shape))
-    assert sites[1].mask_shape == expected
-    assert sites[0].mask_shape == shape
-
-
-@given(
-    shape=st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple),
-    data=st.data(),
-    p=probabilities,
-    seed=st.integers(0, 100),
-)
-def test_shared_dropout_by_itself(
-    shape: tuple[int, ...], data: st.DataObject, p: float, seed: int
-) -> None:
-    """Outside the library's control: 0 or x/(1-p), one choice along the shared dimensions."""
-    dims = tuple(data.draw(st.sets(st.integers(0, len(shape) - 1))))
-    torch.manual_seed(seed)
-    x = torch.rand(shape, dtype=torch.float64) + 0.5
-    y = shared_dropout(x, p, True, dims)
-    ratio = y / x
-    kept = ratio > 0.5
-    torch.testing.assert_close(ratio, kept.double() / (1 - p), rtol=1e-6, atol=1e-6)
-    for dim in dims:
-        assert torch.equal(kept, kept.narrow(dim, 0, 1).expand_as(kept))
-    assert torch.equal(shared_dropout(x, p, False, dims), x)
-    assert torch.equal(shared_dropout(x, 0.0, True, dims), x)
-
-
-def test_locked_dropout_keeps_its_mask_over_time() -> None:
-    torch.manual_seed(0)
-    layer = LockedDropout(0.4)
-    y = layer(torch.ones(3, 7, 50))
-    assert (y == y[:, :1]).all()
-    assert not (y[0] == y[1]).all()
-    assert torch.equal(layer.eval()(y), y)
-    assert repr(layer) == "LockedDropout(p=0.4, shared_dims=(1,))"
-    assert find_sites(layer.train(), y)[0].sharing == "over dim 1"
-
-
 def test_bernoulli_at_a_half_and_its_mirror_image_are_complements() -> None:
     """1 + eta and 1 - eta are the masks 2m and 2(1 - m): what one drops the other keeps."""
     eta = draw("bernoulli", 1000, 0.5)
@@ -184,5 +107,38 @@ def test_a_probability_with_no_finite_variance_is_refused(p: float) -> None:
         variance(p)
     with pytest.raises(ValueError, match=r"outside \[0, 1\)"):
         sample("bernoulli", (2,), p)
-    with pytest.raises(ValueError, match=r"outside \[0, 1\)"):
-        LockedDropout(p)
+
+
+def arcsine(shape: tuple[int, ...], p: float, **source: Any) -> Tensor:
+    """A law from outside the library: a Beta(1/2, 1/2) variable, centred and scaled."""
+    return (2 * variance(p)) ** 0.5 * torch.cos(math.pi * torch.rand(shape, **source))
+
+
+def test_a_law_of_ones_own() -> None:
+    """Its moments, within 5 standard errors, and the same value of R_approx by it."""
+    eta = sample(arcsine, (200_000,), 0.4, generator=torch.Generator().manual_seed(0)).double()
+    assert abs(eta.mean()) < 5 * eta.std() / 200_000**0.5
+    error = eta.square().std() / 200_000**0.5
+    assert abs(eta.square().mean() - variance(0.4)) < 5 * error
+    model, x = nn.Sequential(nn.Dropout(0.4), nn.Linear(3, 2)).double(), torch.ones(1, 3).double()
+    values = [
+        explicit_regularizer(
+            model,
+            x,
+            method="central",
+            distribution=arcsine,
+            generator=torch.Generator().manual_seed(seed),
+            step=1e-3,
+        )
+        for seed in range(4000)
+    ]
+    draws = torch.stack(values).detach()
+    truth = explicit_regularizer(model, x).detach()
+    assert abs(draws.mean() - truth) < 5 * draws.std() / 4000**0.5
+    torch.manual_seed(0)
+    replace_dropout(model, distribution=arcsine).loss(x, torch.tensor([1])).backward()
+
+
+def test_a_law_that_draws_another_shape_is_refused() -> None:
+    with pytest.raises(InputError, match=r"shape \(1,\), not \(2,\)"):
+        sample(lambda shape, p, **source: torch.zeros(1), (2,), 0.5)

@@ -8,11 +8,24 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.rules import CHECKED
-from dropreg import CrossEntropy, GradientNoise, NoisyLoss, Objective, Rule, Update
+from dropreg import (
+    CrossEntropy,
+    GradientNoise,
+    NoisyLoss,
+    Objective,
+    Probe,
+    Rule,
+    Update,
+    dropout_k_loss,
+    replace_dropout,
+)
 from dropreg.book.experiments import EXPERIMENTS, TASKS, Run, Size
 from dropreg.control.passes import find_logits
 from dropreg.errors import InputError, LogitsError, values_unchecked
+from dropreg.fused import pair
 from dropreg.layers import shared_dropout
+from dropreg.noisy_loss import DEFAULT_STEP
+from dropreg.probes import clean
 
 Q, UNITS = 0.3, 3
 TOKENS, TARGETS = torch.tensor([[2]]), torch.tensor([[1]])
@@ -239,6 +252,94 @@ def test_parts_add_up():
         parts = update.parts
         base = parts["even"] if "even" in parts else parts["clean"] + 0.5 * parts["explicit"]
         assert parts["objective"] == pytest.approx(base + rule.noise_scale * parts["implicit"])
+
+
+def masked(noisy, generator):
+    return noisy(Probe("bernoulli", generator).at(1.0))
+
+
+def halves(noisy, generator, step):
+    probe = Probe("rademacher", generator)
+    down = noisy(probe.at(-step))
+    return noisy(probe.at(step)), down
+
+
+def central_noise(noisy, generator):
+    up, down = halves(noisy, generator, DEFAULT_STEP)
+    return (up - down) / (2 * DEFAULT_STEP)
+
+
+def even_and_odd(noisy, generator):
+    up, down = halves(noisy, generator, 1.0)
+    return (up + down) / 2 + (up - down) / 2
+
+
+def derived(noisy, generator):
+    probe = Probe("rademacher", generator)
+    down, up = (noisy.logits(probe.at(sign * DEFAULT_STEP))[0] for sign in (-1, 1))
+    strengths = {"step": DEFAULT_STEP, "explicit": 0.5, "implicit": 1.0}
+    return pair(noisy.criterion, up, down, noisy.targets, **strengths).total
+
+
+SPELLED_OUT = {
+    Rule("none"): [lambda noisy, _: noisy(clean)],
+    Rule("dropout_k", "dropout_pair", 2): [
+        *[lambda noisy, g: masked(noisy, g) / 2] * 2,
+        lambda noisy, g: 0.5**0.5 / 2**0.5 * masked(noisy, g),
+        lambda noisy, g: -(0.5**0.5) / 2**0.5 * masked(noisy, g),
+    ],
+    Rule("none", "analytic"): [lambda noisy, _: noisy(clean), central_noise],
+    Rule("even", "odd"): [even_and_odd],
+    Rule("explicit", "analytic", strength=0.5): [derived],
+}
+
+
+@pytest.mark.parametrize("rule", SPELLED_OUT, ids=lambda rule: rule.label)
+def test_a_rule_is_its_passes_to_the_last_bit(rule):
+    """So the recorded runs are those that this version would make, draw by draw."""
+    gradients = []
+    for terms in (None, SPELLED_OUT[rule]):
+        model = Network().float()
+        noisy = NoisyLoss(model, (TOKENS, None), "cross_entropy", TARGETS)
+        generator = torch.Generator().manual_seed(3)
+        for _ in range(2):
+            if terms is None:
+                Update(rule, generator=generator).backward(noisy)
+            else:
+                for term in terms:
+                    term(noisy, generator).backward()
+        gradients.append(flat([weight.grad for weight in model.parameters()]))
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("method", "rule"),
+    [
+        ("central", Rule("explicit", "analytic", strength=0.5, noise_scale=0.7)),
+        ("even_odd", Rule("even", "odd", strength=0.5, noise_scale=0.7)),
+        (
+            "sampled_labels",
+            Rule("explicit", "analytic", method="sampled_labels", strength=0.5, noise_scale=0.7),
+        ),
+    ],
+)
+def test_replace_dropout_is_the_update_of_a_rule(method, rule):
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    replacement = replace_dropout(
+        MODEL, explicit=0.5, implicit=0.7, method=method, generator=generators[0]
+    )
+    loss = replacement.loss((TOKENS, None), TARGETS)
+    noisy = NoisyLoss(MODEL, (TOKENS, None), "cross_entropy", TARGETS)
+    assert torch.equal(loss, Update(rule, generator=generators[1]).loss(noisy))
+
+
+def test_dropout_k_is_the_mean_of_its_masks():
+    generators = [torch.Generator().manual_seed(0) for _ in range(3)]
+    noisy = NoisyLoss(MODEL, (TOKENS, None), "cross_entropy", TARGETS)
+    masks = torch.stack([masked(noisy, generators[0]) for _ in range(5)])
+    for generator, chunk in zip(generators[1:], (None, 2), strict=True):
+        loss = dropout_k_loss(MODEL, (TOKENS, None), TARGETS, 5, chunk=chunk, generator=generator)
+        torch.testing.assert_close(loss, masks.mean())
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
