@@ -33,6 +33,22 @@ class Law(Choice):
     """A normal variable: Gaussian dropout."""
 
 
+def check_probability(p: float) -> None:
+    """Refuse what is no dropout probability.
+
+    Args:
+        p: Dropout probability :math:`q`, the probability of a zero.
+
+    Raises:
+        ProbabilityError: If `p` is outside [0, 1).
+    """
+    if not 0.0 <= p < 1.0:
+        raise ProbabilityError(
+            f"dropout probability {p} is outside [0, 1): only there does its noise have a finite "
+            "variance, p/(1-p). Change the probability, or remove the layer."
+        )
+
+
 def variance(p: float) -> float:
     r"""Variance :math:`q/(1-q)` of the noise of dropout with probability `p`.
 
@@ -48,11 +64,7 @@ def variance(p: float) -> float:
     >>> variance(0.5)
     1.0
     """
-    if not 0.0 <= p < 1.0:
-        raise ProbabilityError(
-            f"dropout probability {p} is outside [0, 1): only there does its noise have a finite "
-            "variance, p/(1-p). Change the probability, or remove the layer."
-        )
+    check_probability(p)
     return p / (1.0 - p)
 
 

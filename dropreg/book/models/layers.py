@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dropreg.errors import InputError
-from dropreg.noise import shared_dropout, variance
+from dropreg.noise import check_probability, shared_dropout
 
 
 class TokenEmbedding(nn.Embedding):
@@ -30,7 +30,7 @@ class TokenEmbedding(nn.Embedding):
             ProbabilityError: If `row_p` is outside [0, 1).
         """
         super().__init__(vocab_size, width)
-        variance(row_p)
+        check_probability(row_p)
         self.row_p = row_p
         nn.init.uniform_(self.weight, -0.1, 0.1)
 
@@ -127,7 +127,7 @@ def check_attention(width: int, heads: int, *ps: float) -> None:
         ProbabilityError: If a probability is outside [0, 1).
     """
     for p in ps:
-        variance(p)
+        check_probability(p)
     if width % heads or width % 2:
         raise InputError(
             f"width {width} must be even (half sines, half cosines) and a multiple of the "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dropreg.book.models.recurrent import RecurrentLanguageModel
-from dropreg.noise import shared_dropout, variance
+from dropreg.noise import check_probability, shared_dropout
 
 
 class WeightDropLSTM(nn.LSTM):
@@ -36,7 +36,7 @@ class WeightDropLSTM(nn.LSTM):
             ProbabilityError: If `weight_p` is outside [0, 1).
         """
         super().__init__(input_size, hidden_size, batch_first=True)
-        variance(weight_p)
+        check_probability(weight_p)
         self.weight_p = weight_p
 
     def forward(  # type: ignore[override]

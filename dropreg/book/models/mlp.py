@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dropreg.book.models.base import Sized
-from dropreg.noise import variance
+from dropreg.noise import check_probability
 
 
 class MLP(Sized):
@@ -47,7 +47,7 @@ class MLP(Sized):
         """
         super().__init__()
         for p in (input_p, hidden_p):
-            variance(p)
+            check_probability(p)
         self.layers = nn.Sequential(
             nn.Dropout(input_p),
             nn.Linear(inputs, width),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dropreg.book.models.recurrent import RecurrentLanguageModel
-from dropreg.noise import shared_dropout, variance
+from dropreg.noise import check_probability, shared_dropout
 
 
 class QRNNLayer(nn.Module):
@@ -34,7 +34,7 @@ class QRNNLayer(nn.Module):
             ProbabilityError: If `weight_p` is outside [0, 1).
         """
         super().__init__()
-        variance(weight_p)
+        check_probability(weight_p)
         self.hidden_size, self.window, self.weight_p = hidden_size, window, weight_p
         self.linear = nn.Linear(window * input_size, 3 * hidden_size)
 
