@@ -26,7 +26,7 @@ from dropreg.book.models import MLP, LSTMLanguageModel, TransformerLanguageModel
 from dropreg.losses import half_quadratic
 from dropreg.noise import Probe, variance
 from dropreg.objective import DEFAULT_STEP, clean
-from dropreg.sites import Noise, Site, find_logits
+from dropreg.sites import Noise, Site
 
 STEPS = (0.02, 0.05, 0.1, 0.2, 0.4)
 EXPLICIT = ("jvp", "sampled_labels", "central", "even_odd", "monte_carlo")
@@ -77,11 +77,13 @@ def _train(model: nn.Module, size: str) -> tuple[Any, Tensor]:
     state: Any = None
     for x, y in _batches(model, size):
         optimizer.zero_grad()
-        output = model(x, state)
-        F.cross_entropy(find_logits(output).flatten(0, -2), y.flatten()).backward()
+        if isinstance(model, MLP):
+            logits = model(x)
+        else:
+            logits, state = model(x, detach(state))
+        F.cross_entropy(logits.flatten(0, -2), y.flatten()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.25)
         optimizer.step()
-        state = detach(output[1])
     x, y = next(_batches(model, size))
     return (x[:4, :20], y[:4, :20]) if y.ndim > 1 else (x, y)
 
