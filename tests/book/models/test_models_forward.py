@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import BATCH, CASES, WORDS, tokens, transformer_xl, xl_net, xl_shapes
+from cases import BATCH, WORDS, tokens, transformer_xl, xl_net, xl_shapes
 from oracle import build
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
