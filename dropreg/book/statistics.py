@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dropreg.errors import InputError, needs
@@ -65,7 +64,7 @@ def student(degrees: int) -> float:
     return float(t.ppf(0.975, degrees))
 
 
-def percent(logs: Sequence[float]) -> tuple[float, float, float]:
+def percent(logs: ArrayLike) -> tuple[float, float, float]:
     """Log ratios as a difference in percent.
 
     Args:
