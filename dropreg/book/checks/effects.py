@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dropreg.book.checks.core import Answer, Fixture, Mistake, Numbers, check, expect
 from dropreg.book.checks.fixtures import TINY_Q, tiny_network
+from dropreg.book.statistics import student
 
 
 @dataclass(frozen=True)
@@ -288,10 +289,6 @@ def split(even_odd: Answer, n: Numbers) -> None:
     )
 
 
-# The 97.5 % points of Student's t for 2 to 9 degrees of freedom.
-T_POINTS = (4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
-
-
 @check
 def paired(paired_interval: Answer, n: Numbers) -> None:
     """The interval is that of the differences, seed by seed."""
@@ -299,7 +296,7 @@ def paired(paired_interval: Answer, n: Numbers) -> None:
     common = 5 * n.normal(count)
     first, second = common + n.normal(count), common + n.normal(count) + 1
     difference = first - second
-    t, root = T_POINTS[count - 3], math.sqrt(count)
+    t, root = student(count - 1), math.sqrt(count)
     got = paired_interval.numbers(first, second, shape=(2,))
     expect(
         "the mean difference",
@@ -327,6 +324,6 @@ def paired(paired_interval: Answer, n: Numbers) -> None:
             "this is the standard error; an interval of 95 % is t times as wide.": (
                 difference.std() / root
             ),
-            "t has n-1 degrees of freedom, not n.": T_POINTS[count - 2] * difference.std() / root,
+            "t has n-1 degrees of freedom, not n.": student(count) * difference.std() / root,
         },
     )
