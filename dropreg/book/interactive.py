@@ -64,7 +64,8 @@ def interactive(
         The figure, for the last line of a cell.
 
     Raises:
-        InputError: If the kind is unknown, or the data are no JSON (which has no infinity or NaN).
+        InputError: If the kind is unknown, or the data cannot be written as JSON, which has no
+            infinity and no NaN.
 
     >>> table = {"q": [0.5, 0.8], "variance": [1, 4]}
     >>> interactive("noise-law", {"q": 0.5, "strength": 1}, table, "Variance of the noise")
@@ -72,11 +73,11 @@ def interactive(
     """
     if kind not in INTERACTIVE_KINDS:
         names = ", ".join(map(repr, INTERACTIVE_KINDS))
-        raise InputError(f"{kind!r} is no interactive figure. Choose one of: {names}.")
+        raise InputError(f"{kind!r} is not an interactive figure. Choose one of: {names}.")
     try:
         text = json.dumps(data, allow_nan=False, separators=(",", ":"), default=_listed)
     except (TypeError, ValueError) as error:
-        raise InputError(f"The data of {kind!r} are no JSON: {error}.") from error
+        raise InputError(f"The data of {kind!r} cannot be written as JSON: {error}.") from error
     # Nothing in the data can end the script element or begin a comment in it.
     text = text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
     static = _table(fallback, alt) if isinstance(fallback, Mapping) else _picture(fallback, alt)

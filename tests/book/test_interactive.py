@@ -54,13 +54,13 @@ def test_as_text_it_says_what_it_shows():
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match=r"'piano' is no interactive figure.*'noise-law'"):
+    with pytest.raises(InputError, match=r"'piano' is not an interactive figure.*'noise-law'"):
         interactive("piano", {}, {"a": [1]}, "A table")
 
 
 @pytest.mark.parametrize("value", [float("nan"), object()])
 def test_what_is_no_json_is_refused(value):
-    with pytest.raises(InputError, match=r"data of 'masks' are no JSON"):
+    with pytest.raises(InputError, match=r"data of 'masks' cannot be written as JSON"):
         interactive("masks", {"value": value}, {"a": [1]}, "A table")
 
 

@@ -305,7 +305,7 @@ def train_none(train: Answer, perplexity: Answer, n: Numbers) -> None:
 
 @check
 def train_rules(train: Answer, n: Numbers) -> None:
-    """`train` tells its rules apart, and starts all from the same weights."""
+    """`train` treats each rule differently, and starts them all from the same weights."""
     seed = n.integer(0, 1000)
     rules = ("none", "dropout", [0.0, 0.0])
     none, dropout, nothing = (curves(train, rule, seed, 1)[0] for rule in rules)
@@ -369,7 +369,7 @@ def paired(compare: Answer, n: Numbers) -> None:
         mean,
         mistakes={
             "the sign is wrong: first over second.": -mean,
-            "that is the ratio less 1, not its logarithm.": (first / second).mean() - 1,
+            "that is the ratio minus 1, not its logarithm.": (first / second).mean() - 1,
             "that is a difference of perplexities. Take the logarithm of their ratio.": (
                 first - second
             ).mean(),
@@ -383,7 +383,7 @@ def paired(compare: Answer, n: Numbers) -> None:
         rounding=5e-4,  # t may come from a table with three decimals
         mistakes={
             "1.96 is for a known standard deviation. With few seeds take Student's t, with one "
-            "degree of freedom less than seeds.": 1.96 * half / t,
+            "degree of freedom fewer than there are seeds.": 1.96 * half / t,
             "that is the spread of single seeds. Divide by √n for their mean.": half * seeds**0.5,
             "the standard deviation divides by n; take n-1, as the mean is estimated, too.": half
             * ((seeds - 1) / seeds) ** 0.5,

@@ -524,7 +524,7 @@ def test_a_worker_that_fails_is_heard(store, capfd):
     path.write_text("{")
     where = ["--results", str(store.results), "--work", str(store.work)]
     assert cli.main(["run", "even-odd", "--size", "tiny", "--device", "cpu", *where]) == 1
-    assert "is no record of a run, or is damaged" in capfd.readouterr().err
+    assert "is not the record of a run, or is damaged" in capfd.readouterr().err
 
 
 # What is committed
