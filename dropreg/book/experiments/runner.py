@@ -295,7 +295,7 @@ def run_all(
                             busy.discard(number)
                             failures.append(
                                 f"worker {number} was killed (exit code "
-                                f"{workers[number].exitcode}); `dropreg resume` takes its run up"
+                                f"{workers[number].exitcode}); `dropreg resume` continues its run"
                             )
                     continue
                 if isinstance(message, Progress):
