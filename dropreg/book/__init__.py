@@ -4,5 +4,5 @@ From the ground up: `data`, `models`, `statistics`, `plots`, `interactive` and `
 `experiments`, and within them tasks and records, the catalog, training and its runner, the ledger;
 last the command line. Nothing imports from a later one.
 
-The library does without: nothing outside this folder imports from it.
+The library does without it: outside this folder only `python -m dropreg` imports from it.
 """

@@ -178,7 +178,7 @@ def run_next(
     store: Store,
     device: str,
     deadline: float | None,
-    observe: Callable[[Progress], object] = lambda progress: None,
+    observe: Callable[[Progress], None] = lambda progress: None,
 ) -> Record | None:
     """Train the first run that has not ended and that nobody else is training.
 
