@@ -23,7 +23,6 @@ from benchmarks.measure import write
 from dropreg import NoisyLoss, explicit_regularizer, implicit_noise
 from dropreg.book.data import load_corpus, load_digits, windows
 from dropreg.book.models import MLP, LSTMLanguageModel, TransformerLanguageModel, detach
-from dropreg.control.passes import find_logits
 from dropreg.noise import variance
 from dropreg.noisy_loss import DEFAULT_STEP, half_quadratic
 from dropreg.probes import Noise, Probe, clean
@@ -78,11 +77,13 @@ def _train(model: nn.Module, size: str) -> tuple[Any, Tensor]:
     state: Any = None
     for x, y in _batches(model, size):
         optimizer.zero_grad()
-        output = model(x, state)
-        F.cross_entropy(find_logits(output).flatten(0, -2), y.flatten()).backward()
+        if isinstance(model, MLP):
+            logits = model(x)
+        else:
+            logits, state = model(x, detach(state))
+        F.cross_entropy(logits.flatten(0, -2), y.flatten()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 0.25)
         optimizer.step()
-        state = detach(output[1])
     x, y = next(_batches(model, size))
     return (x[:4, :20], y[:4, :20]) if y.ndim > 1 else (x, y)
 

@@ -95,11 +95,6 @@ class Workload:
         model, inputs, targets = _KINDS[self.kind](self.dims, self.p if noisy else 0.0)
         return model.to(device).train(), inputs.to(device), targets.to(device)
 
-    @property
-    def is_sequence(self) -> bool:
-        """Whether the model predicts the next word of a text."""
-        return "length" in self.dims
-
 
 Built = tuple[nn.Module, Tensor, Tensor]
 

@@ -197,7 +197,7 @@ def _lin(w: Mapping[str, Tensor], name: str, x: Tensor) -> Tensor:
     return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
 
-def _mlp(shape: tuple[int, ...], p0: float = 0.2, p1: float = 0.5) -> Case:
+def _tanh_network(shape: tuple[int, ...], p0: float = 0.2, p1: float = 0.5) -> Case:
     """Two sites with masks of their own for each example."""
     model = _module(
         lambda m, x: m.b(m.d1(m.a(m.d0(x)).tanh())),
@@ -215,18 +215,18 @@ def _mlp(shape: tuple[int, ...], p0: float = 0.2, p1: float = 0.5) -> Case:
     return Case(model, x, net, (shape, (*shape[:-1], 3)), (p0, p1))
 
 
-def mlp() -> Case:
-    return _mlp((4, 2))
+def tanh_network() -> Case:
+    return _tanh_network((4, 2))
 
 
 def unbatched() -> Case:
     """Logits of shape (C,)."""
-    return _mlp((4,))
+    return _tanh_network((4,))
 
 
 def many_dims() -> Case:
     """Logits of shape (2, 1, 3, C)."""
-    return _mlp((2, 1, 3, 2))
+    return _tanh_network((2, 1, 3, 2))
 
 
 def batch_mask() -> Case:
@@ -461,7 +461,7 @@ def lstm() -> Case:
 BUILDERS: dict[str, Callable[[], Case]] = {
     build.__name__: build
     for build in (
-        mlp,
+        tanh_network,
         unbatched,
         many_dims,
         batch_mask,
@@ -479,7 +479,7 @@ BUILDERS: dict[str, Callable[[], Case]] = {
 }
 # At most eight noise coordinates each.
 TINY: dict[str, Callable[[], Case]] = {
-    "own masks": lambda: _mlp((2, 1)),
+    "own masks": lambda: _tanh_network((2, 1)),
     "locked": lambda: locked_rnn(batch=1, time=3, width=3),
     "channel": lambda: channels(batch=2),
     "one mask for the batch": batch_mask,

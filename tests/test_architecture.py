@@ -1,4 +1,4 @@
-"""The house is as ARCHITECTURE.md draws it: no circle, no import from a lower row to a higher one."""
+"""The house is as ARCHITECTURE.md draws it: no circle, and each import leads to an earlier row."""
 
 import ast
 import re

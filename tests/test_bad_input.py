@@ -15,7 +15,7 @@ X = torch.randn((6, 4), generator=torch.Generator().manual_seed(1))
 Y = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-def mlp(p: float = 0.3, *, last: nn.Module | None = None) -> nn.Sequential:
+def network(p: float = 0.3, *, last: nn.Module | None = None) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(4, 8), nn.ReLU(), nn.Dropout(p), nn.Linear(8, 3), last or nn.Identity()
     )
@@ -64,7 +64,7 @@ def test_no_site(call: str) -> None:
 @everywhere
 def test_eval_mode(call: str) -> None:
     with pytest.raises(errors.EvalModeError, match=r"in eval mode.*call model\.train\(\) first"):
-        CALLS[call](mlp().eval())
+        CALLS[call](network().eval())
 
 
 def test_eval_mode_of_other_dropouts() -> None:
@@ -87,13 +87,13 @@ def test_eval_mode_of_other_dropouts() -> None:
 @everywhere
 def test_probability_zero_everywhere(call: str) -> None:
     with pytest.raises(errors.ZeroProbabilityError, match=r"probability 0.*Set a probability"):
-        CALLS[call](mlp(0.0))
+        CALLS[call](network(0.0))
 
 
 @everywhere
 def test_probability_one(call: str) -> None:
     with pytest.raises(errors.ProbabilityError, match=r"1\.0 is outside \[0, 1\).*finite variance"):
-        CALLS[call](mlp(1.0))
+        CALLS[call](network(1.0))
 
 
 def test_probability_one_of_other_dropouts() -> None:
@@ -107,11 +107,11 @@ def test_probability_one_of_other_dropouts() -> None:
 @everywhere
 def test_nan_logits(call: str) -> None:
     with pytest.raises(errors.LogitsError, match=r"hold NaN.*learning rate"):
-        CALLS[call](mlp(last=Lambda(lambda x: x * float("nan"))))
+        CALLS[call](network(last=Lambda(lambda x: x * float("nan"))))
 
 
 def test_nan_that_comes_later() -> None:
-    model = mlp()
+    model = network()
     replacement = dropreg.replace_dropout(model)
     replacement.loss(X, Y)
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_nan_that_comes_later() -> None:
 @everywhere
 def test_integer_logits(call: str) -> None:
     with pytest.raises(errors.LogitsError, match=r"torch\.int64; expected floating-point logits"):
-        CALLS[call](mlp(last=Lambda(lambda x: x.argmax(-1))))
+        CALLS[call](network(last=Lambda(lambda x: x.argmax(-1))))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_integer_logits(call: str) -> None:
     ],
 )
 def test_no_logits(output: Callable[[Tensor], Any], name: str) -> None:
-    model = mlp(last=Lambda(output))
+    model = network(last=Lambda(output))
     with pytest.raises(errors.LogitsError, match=f"returned ({name}); expected logits as a tensor"):
         find_sites(model, X)
 
@@ -169,7 +169,7 @@ BAD_TARGETS: dict[str, tuple[Tensor, str]] = {
 def test_targets_of_cross_entropy(call: str, mistake: str) -> None:
     targets, message = BAD_TARGETS[mistake]
     with pytest.raises(errors.InputError, match=message):
-        CALLS[call](mlp(), X, targets)
+        CALLS[call](network(), X, targets)
 
 
 @with_a_loss
@@ -177,18 +177,18 @@ def test_targets_of_cross_entropy(call: str, mistake: str) -> None:
 def test_targets_of_the_other_losses(call: str, loss: str) -> None:
     message = r"needs floating-point targets of shape \(6, 3\) .* got torch\.int64"
     with pytest.raises(errors.InputError, match=message):
-        CALLS[call](mlp(), X, Y, loss=loss)
+        CALLS[call](network(), X, Y, loss=loss)
 
 
 @with_a_loss
 def test_targets_that_are_no_tensor(call: str) -> None:
     with pytest.raises(errors.InputError, match="targets are a list; they must be a tensor"):
-        CALLS[call](mlp(), X, Y.tolist())
+        CALLS[call](network(), X, Y.tolist())
 
 
 def test_binary_targets_outside_of_zero_and_one() -> None:
     with pytest.raises(errors.InputError, match="between 0 and 1"):
-        dropreg.implicit_noise(mlp(), X, torch.full((6, 3), 1.5), loss="binary_cross_entropy")
+        dropreg.implicit_noise(network(), X, torch.full((6, 3), 1.5), loss="binary_cross_entropy")
 
 
 def test_one_logit_for_cross_entropy() -> None:
@@ -200,13 +200,13 @@ def test_one_logit_for_cross_entropy() -> None:
 @pytest.mark.parametrize("method", dropreg.ExplicitMethod, ids=str)
 def test_targets_of_every_method(method: str) -> None:
     with pytest.raises(errors.InputError, match="integer class labels"):
-        dropreg.explicit_regularizer(mlp(), X, targets=Y[:5], method=method)
+        dropreg.explicit_regularizer(network(), X, targets=Y[:5], method=method)
 
 
 @pytest.mark.parametrize("method", [m for m in dropreg.ExplicitMethod if m.needs_targets], ids=str)
 def test_missing_targets(method: str) -> None:
     with pytest.raises(errors.InputError, match="needs targets"):
-        dropreg.explicit_regularizer(mlp(), X, method=method)
+        dropreg.explicit_regularizer(network(), X, method=method)
 
 
 # ---------------------------------------------------------------------------------- the arguments
@@ -216,12 +216,12 @@ def test_missing_targets(method: str) -> None:
 def test_unknown_loss(call: str) -> None:
     message = r"loss 'crossentropy' is unknown\. Choose one of 'cross_entropy'"
     with pytest.raises(errors.InputError, match=message):
-        CALLS[call](mlp(), loss="crossentropy")
+        CALLS[call](network(), loss="crossentropy")
 
 
 def test_unknown_loss_is_told_at_once() -> None:
     with pytest.raises(errors.InputError, match="unknown"):
-        dropreg.replace_dropout(mlp(), loss="hinge")
+        dropreg.replace_dropout(network(), loss="hinge")
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_unknown_loss_is_told_at_once() -> None:
 )
 def test_impossible_every(options: dict[str, Any], message: str) -> None:
     with pytest.raises(errors.InputError, match=message):
-        dropreg.replace_dropout(mlp(), **options)
+        dropreg.replace_dropout(network(), **options)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_impossible_every(options: dict[str, Any], message: str) -> None:
 )
 def test_unknown_method(call: str) -> None:
     with pytest.raises(errors.InputError, match=r"unknown .*'centre'\. Choose one of: .*'central'"):
-        CALLS[call](mlp(), method="centre")
+        CALLS[call](network(), method="centre")
 
 
 @with_a_loss
@@ -252,51 +252,51 @@ def test_unknown_law(call: str) -> None:
     else:
         options = {"distribution": "cauchy"}
     with pytest.raises(errors.InputError, match=r"unknown Law: 'cauchy'.*'rademacher'"):
-        CALLS[call](mlp(), **options)
+        CALLS[call](network(), **options)
 
 
 @pytest.mark.parametrize("k", [0, -1, 1.5, "3", None])
 def test_number_of_masks(k: Any) -> None:
     with pytest.raises(errors.InputError, match=r"k is .*; it must be a whole number, at least 1"):
-        dropreg.dropout_k_loss(mlp(), X, Y, k)
+        dropreg.dropout_k_loss(network(), X, Y, k)
 
 
 @pytest.mark.parametrize("chunk", [0, -2, 1.5])
 def test_chunk(chunk: Any) -> None:
     with pytest.raises(errors.InputError, match=r"chunk is .*; it must be a whole number"):
-        dropreg.dropout_k_loss(mlp(), X, Y, 2, chunk=chunk)
+        dropreg.dropout_k_loss(network(), X, Y, 2, chunk=chunk)
 
 
 @pytest.mark.parametrize("method", ["sampled_labels", "central", "monte_carlo", "exact"])
 @pytest.mark.parametrize("mc_samples", [0, -1])
 def test_number_of_samples(method: str, mc_samples: int) -> None:
     with pytest.raises(errors.InputError, match=f"mc_samples is {mc_samples}; at least one"):
-        dropreg.explicit_regularizer(mlp(), X, targets=Y, method=method, mc_samples=mc_samples)
+        dropreg.explicit_regularizer(network(), X, targets=Y, method=method, mc_samples=mc_samples)
 
 
 def test_number_of_samples_of_a_spread() -> None:
     for measure in (dropreg.measure_explicit, dropreg.gradient_noise):
         with pytest.raises(errors.InputError, match="mc_samples is 1; a spread needs at least 2"):
-            measure(mlp(), X, Y, mc_samples=1)
+            measure(network(), X, Y, mc_samples=1)
 
 
 @pytest.mark.parametrize("projections", [0, 68])
 def test_number_of_projections(projections: int) -> None:
     with pytest.raises(errors.InputError, match=f"projections is {projections}; the model has 67"):
-        dropreg.gradient_noise(mlp(), X, Y, mc_samples=2, projections=projections)
+        dropreg.gradient_noise(network(), X, Y, mc_samples=2, projections=projections)
 
 
 @pytest.mark.parametrize("step", [0.0, -1e-3, float("nan")])
 @pytest.mark.parametrize("call", ["explicit_regularizer", "implicit_noise", "replace_dropout"])
 def test_step(call: str, step: float) -> None:
     with pytest.raises(errors.InputError, match=r"step is .*; it must be positive"):
-        CALLS[call](mlp(), method="central", step=step)
+        CALLS[call](network(), method="central", step=step)
 
 
 @with_a_loss
 def test_inference_mode(call: str) -> None:
     with torch.inference_mode(), pytest.raises(errors.InputError, match=r"use torch\.no_grad"):
-        CALLS[call](mlp())
+        CALLS[call](network())
 
 
 def test_find_sites_works_in_inference_mode() -> None:
@@ -317,14 +317,14 @@ def test_central_under_autocast(call: str) -> None:
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(errors.PrecisionError, match=HALF_MESSAGE),
     ):
-        CALLS[call](mlp(), method="central")
+        CALLS[call](network(), method="central")
 
 
 @pytest.mark.parametrize("call", CENTRAL)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_central_in_half_precision(call: str, dtype: torch.dtype) -> None:
     with pytest.raises(errors.PrecisionError, match=HALF_MESSAGE):
-        CALLS[call](mlp().to(dtype), X.to(dtype), method="central")
+        CALLS[call](network().to(dtype), X.to(dtype), method="central")
 
 
 class Mixed(nn.Module):

@@ -45,17 +45,18 @@ NEEDY = {
         "use_style needs seaborn",
     ),
     "interval": (
-        "from dropreg.book.plots import interval; interval([[1.0], [2.0], [3.0]])",
+        "from dropreg.book.statistics import interval; interval([[1.0], [2.0], [3.0]])",
         "A confidence interval needs numpy",
     ),
     "verdict": (
-        "from dropreg.book.experiments import ledger; ledger.verdict([0.1] * 3, ledger.CLAIMS[0])",
+        "from dropreg.book.experiments import claims, ledger; "
+        "ledger.verdict([0.1] * 3, claims.CLAIMS[0])",
         "A confidence interval needs numpy",
     ),
     "curve": (
         "from dropreg.book.experiments import Record\n"
-        "from dropreg.book.experiments.ledger import Row, curve\n"
-        "curve(Row('arm', None, {0: Record('run', {}, 'finished', [], [], {})}))",
+        "from dropreg.book.experiments.ledger import Row\n"
+        "Row('arm', None, {0: Record('run', {}, 'finished', [], [], {})}).curve()",
         "A learning curve needs numpy",
     ),
     "text of the project": (

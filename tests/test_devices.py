@@ -29,7 +29,15 @@ DEVICES = [
     ),
 ]
 pytestmark = pytest.mark.parametrize("device", DEVICES)
-NETWORKS = ["mlp", "locked_rnn", "channels", "batch_norm", "layer_norm", "attention", "lstm"]
+NETWORKS = [
+    "tanh_network",
+    "locked_rnn",
+    "channels",
+    "batch_norm",
+    "layer_norm",
+    "attention",
+    "lstm",
+]
 METHODS = [
     "exact",
     "sampled_labels",
@@ -80,7 +88,7 @@ def test_explicit_as_on_the_cpu(device: str, name: str, method: str) -> None:
     torch.testing.assert_close(*results, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["mlp", "locked_rnn", "lstm", "attention"])
+@pytest.mark.parametrize("name", ["tanh_network", "locked_rnn", "lstm", "attention"])
 def test_training_losses_as_on_the_cpu(device: str, name: str) -> None:
     results = []
     for where in ("cpu", device):
@@ -105,7 +113,7 @@ def test_training_losses_as_on_the_cpu(device: str, name: str) -> None:
 def test_measurements_as_on_the_cpu(device: str) -> None:
     means, rows = [], []
     for where in ("cpu", device):
-        case, y = setup("mlp", where)
+        case, y = setup("tanh_network", where)
         batch = (case.model, case.inputs, y)
         means.append(measure_explicit(*batch, mc_samples=20, generator=seeded()).mean)
         for method in ("dropout", "analytic"):
@@ -118,7 +126,7 @@ def test_measurements_as_on_the_cpu(device: str) -> None:
     torch.testing.assert_close(rows[:2], rows[2:])
 
 
-@pytest.mark.parametrize("name", ["mlp", "lstm", "attention"])
+@pytest.mark.parametrize("name", ["tanh_network", "lstm", "attention"])
 def test_float32_by_every_method(device: str, name: str) -> None:
     """Also where PyTorch would use fused kernels: cuDNN, fused attention, oneDNN."""
     for method in METHODS:
@@ -135,7 +143,7 @@ def test_float32_by_every_method(device: str, name: str) -> None:
 
 def test_autocast(device: str) -> None:
     """Squares and sums in float32, close to the float32 value; "central" is refused."""
-    case, y = setup("mlp", device, torch.float32)
+    case, y = setup("tanh_network", device, torch.float32)
     batch = (case.model, case.inputs)
     for method in ("exact", "sampled_labels", "jvp", "monte_carlo", "identity", "loss_jacobian"):
         values = []
@@ -163,8 +171,8 @@ def test_autocast(device: str) -> None:
 
 def test_half_precision_model(device: str) -> None:
     """A bfloat16 model by the methods that allow it, close to the float64 value."""
-    case64, y = setup("mlp", "cpu")
-    case, y = setup("mlp", device, torch.bfloat16)
+    case64, y = setup("tanh_network", "cpu")
+    case, y = setup("tanh_network", device, torch.bfloat16)
     loss = CrossEntropy()
     for method in ("exact", "sampled_labels", "loss_jacobian"):
         reference = explicit_regularizer(

@@ -24,7 +24,7 @@ BOTH = pytest.mark.parametrize(
     [(case, spec) for case in BUILDERS for spec in MAIN]
     + [
         (case, spec)
-        for case in ("mlp", "locked_rnn", "batch_norm")
+        for case in ("tanh_network", "locked_rnn", "batch_norm")
         for spec in SPECS
         if spec not in MAIN
     ],
@@ -96,7 +96,7 @@ def test_loss_jacobian_value_and_gradient(case_name: str, spec_name: str) -> Non
 
 def test_loss_jacobian_is_the_papers_where_each_example_has_its_own_mask() -> None:
     """Table 1: the mean over examples of 1/2 q/(1-q) sum_i ||h_i * J_loss,i||^2."""
-    case, spec, y = setup("mlp")
+    case, spec, y = setup("tanh_network")
     x, w = case.inputs, dict(case.model.named_parameters())
     per_example = []
     for n in range(len(x)):
@@ -185,7 +185,7 @@ def test_gauss_newton_and_dropped_term_make_the_full_second_order(case_name: str
 
 
 def test_several_probes_are_averaged() -> None:
-    case, spec, y = setup("mlp")
+    case, spec, y = setup("tanh_network")
     for method in ("jvp", "central", "full_hessian", "monte_carlo", "sampled_labels", "identity"):
         generator = torch.Generator().manual_seed(1)
         one_by_one = [regularizer(case, spec, y, method, generator=generator) for _ in range(3)]
@@ -369,7 +369,7 @@ def test_taylor_error_in_the_strength_of_the_noise(q: float, order: int) -> None
 # --- sampled estimators --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case_name", ["mlp", "locked_rnn", "batch_norm", "drop_connect"])
+@pytest.mark.parametrize("case_name", ["tanh_network", "locked_rnn", "batch_norm", "drop_connect"])
 @pytest.mark.parametrize("method", ["sampled_labels", "jvp", "central", "full_hessian"])
 @pytest.mark.parametrize("spec_name", ["cross_entropy", "squared_error"])
 def test_estimators_are_unbiased(case_name: str, method: str, spec_name: str) -> None:
@@ -395,7 +395,7 @@ def test_estimators_are_unbiased(case_name: str, method: str, spec_name: str) ->
 @pytest.mark.parametrize("law", ["bernoulli", "gaussian", "rademacher"])
 def test_any_law_of_the_probe_is_unbiased(law: str) -> None:
     """R_approx needs two moments of the noise: within 4.5 standard errors of 225 samples."""
-    case, spec, y = setup("mlp")
+    case, spec, y = setup("tanh_network")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         samples = torch.stack(
@@ -477,14 +477,14 @@ def count_passes(case: Case, spec: Spec, y: Tensor) -> int:
 @pytest.mark.parametrize(
     ("case_name", "spec_name", "passes"),
     [
-        ("mlp", "cross_entropy", 3),  # a pass a class: the 4 examples share it
+        ("tanh_network", "cross_entropy", 3),  # a pass a class: the 4 examples share it
         ("many_dims", "cross_entropy", 3),  # so do all 2 x 1 x 3 positions
         ("locked_rnn", "cross_entropy", 3 * 3),  # time steps share a mask
         ("channels", "cross_entropy", 3),
         ("batch_mask", "cross_entropy", 4 * 3),
         ("batch_norm", "cross_entropy", 4 * 3),
         ("drop_connect", "squared_error", 4 * 3),
-        ("mlp", "squared_error", 3),  # here every entry is a term, and its root one column
+        ("tanh_network", "squared_error", 3),  # here every entry is a term, and its root one column
         ("lstm", "cross_entropy", 3 * 3),
     ],
 )

@@ -70,7 +70,7 @@ def test_analytic_noise_is_the_slope_and_its_gradient(case_name: str, spec_name:
     )
 
 
-@pytest.mark.parametrize("case_name", ["mlp", "locked_rnn", "drop_connect", "batch_norm"])
+@pytest.mark.parametrize("case_name", ["tanh_network", "locked_rnn", "drop_connect", "batch_norm"])
 def test_dropout_pair_is_the_difference_of_two_masks(case_name: str) -> None:
     case, spec, y = setup(case_name)
     etas = torch.randn(2, case.size, dtype=torch.float64)
@@ -82,7 +82,7 @@ def test_dropout_pair_is_the_difference_of_two_masks(case_name: str) -> None:
     torch.testing.assert_close(gradient(value, case), gradient(expected, case))
 
 
-@pytest.mark.parametrize("case_name", ["mlp", "locked_rnn", "drop_connect", "batch_norm"])
+@pytest.mark.parametrize("case_name", ["tanh_network", "locked_rnn", "drop_connect", "batch_norm"])
 def test_odd_part_is_half_the_difference_of_an_antithetic_pair(case_name: str) -> None:
     case, spec, y = setup(case_name)
     eta = torch.randn(case.size, dtype=torch.float64)
@@ -95,7 +95,7 @@ def test_odd_part_is_half_the_difference_of_an_antithetic_pair(case_name: str) -
 
 @pytest.mark.parametrize("method", ["analytic", "central", "dropout_pair", "even_odd"])
 def test_without_gradients_the_value_is_the_same(method: str) -> None:
-    case, _, y = setup("mlp")
+    case, _, y = setup("tanh_network")
     values = []
     for enabled in (True, False):
         generator = torch.Generator().manual_seed(0)
@@ -168,7 +168,7 @@ def test_sampled_covariance(method: str) -> None:
 
 def test_projected_noise_is_the_image_of_the_full_noise() -> None:
     """P Sigma P' for a P with orthonormal rows, the same for every call."""
-    case, _, y = setup("mlp")
+    case, _, y = setup("tanh_network")
     size = sum(p.numel() for p in case.model.parameters())
 
     def rows(projections: int | None) -> Tensor:
@@ -314,7 +314,7 @@ def test_the_pair_puts_the_noise_of_dropout_back() -> None:
     torch.testing.assert_close(plain_covariance(torch.stack(rows)), covariance)
 
 
-@pytest.mark.parametrize("case_name", ["mlp", "locked_rnn", "batch_norm", "drop_connect"])
+@pytest.mark.parametrize("case_name", ["tanh_network", "locked_rnn", "batch_norm", "drop_connect"])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8])
 def test_chunks_change_memory_and_not_the_result(case_name: str, chunk: int) -> None:
     """Value, gradient and buffers are those of k = 5 masks at once, with the same generator."""
@@ -332,7 +332,7 @@ def test_chunks_change_memory_and_not_the_result(case_name: str, chunk: int) -> 
 
 
 def test_chunks_without_gradients_and_with_frozen_parameters() -> None:
-    case, spec, y = setup("mlp")
+    case, spec, y = setup("tanh_network")
     frozen = next(case.model.parameters()).requires_grad_(False)
     values = []
     for chunk, enabled in ((None, True), (2, True), (2, False)):
@@ -364,7 +364,7 @@ def test_dropout_1_is_training_with_dropout() -> None:
 SEPARATE = ["exact", "sampled_labels", "jvp", "full_hessian", "monte_carlo", "identity"]
 
 
-@pytest.mark.parametrize("case_name", ["mlp", "locked_rnn", "batch_norm"])
+@pytest.mark.parametrize("case_name", ["tanh_network", "locked_rnn", "batch_norm"])
 @pytest.mark.parametrize("method", [*SEPARATE, "central", "loss_jacobian"])
 def test_replacement_is_the_sum_of_its_parts(case_name: str, method: str) -> None:
     """loss = clean + lambda_e R + lambda_i xi, each as its own function gives it.
@@ -431,7 +431,7 @@ def test_every_nth_loss_has_all_of_the_effects(method: str) -> None:
 
 
 def test_a_loss_that_fails_is_not_counted() -> None:
-    case, _, y = setup("mlp")
+    case, _, y = setup("tanh_network")
     training = replace_dropout(case.model, every=2)
     with pytest.raises(errors.InputError, match="needs targets"):
         training.loss(case.inputs, None)
@@ -453,7 +453,7 @@ def test_parts_that_are_present(
     method: str, strengths: tuple[float, float], expected: set[str]
 ) -> None:
     """What is not computed is absent; the strengths may change during training."""
-    case, spec, y = setup("mlp")
+    case, spec, y = setup("tanh_network")
     training = replace_dropout(case.model, method=method)
     training.loss(case.inputs, y)
     training.explicit, training.implicit = strengths
@@ -542,7 +542,7 @@ def test_batch_norm_statistics_move_once_a_step() -> None:
 
 
 def test_every_part_needs_targets() -> None:
-    case, _, _ = setup("mlp")
+    case, _, _ = setup("tanh_network")
     calls = [
         lambda: implicit_noise(case.model, case.inputs, None),
         lambda: dropout_k_loss(case.model, case.inputs, None, 2),

@@ -1,5 +1,5 @@
 // Figures that the reader can move. A notebook prints <figure class="dropreg-interactive" data-kind="…">
-// (dropreg.book.plots.interactive) with its numbers as JSON and a static picture or table. This script puts
+// (dropreg.book.interactive.interactive) with its numbers as JSON and a static picture or table. This script puts
 // the moving figure in the picture's place; where it does not run, the picture stays.
 "use strict";
 (() => {

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from dropreg.book.experiments.runner import Order, Store
 
 DESCRIPTION = """\
-The experiments of the book on dropout's two effects. Results are written to ./results, one file a
-run; checkpoints lie in ./runs until a run has ended. A run may be stopped at any moment, also by
-kill -9: the same command goes on from the last epoch.
+The experiments of the book on dropout's two effects. Results are written to ./results, one file for
+each run; checkpoints are kept in ./runs until a run has ended. A run may be stopped at any moment,
+even by kill -9: the same command continues it from its last epoch.
 """
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"dropreg: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ndropreg: stopped; `dropreg resume` goes on from the last epoch", file=sys.stderr)
+        print("\ndropreg: stopped; `dropreg resume` continues from the last epoch", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `dropreg list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,13 +63,13 @@ def _parser() -> argparse.ArgumentParser:
 
     sizes = ("tiny", "small", "large", "full")
     command("list", _list, "show the experiments")
-    run = command("run", _run, "run experiments, or go on with them")
+    run = command("run", _run, "run experiments, or continue them")
     run.add_argument("names", nargs="*", metavar="NAME", help="experiments, in this order")
     run.add_argument("--size", choices=sizes, help="default: small")
     run.add_argument("--queue", choices=sizes, metavar="SIZE", help="all that is pending at a size")
     run.add_argument("--seeds", type=_seeds, help="e.g. 0,1,2; default: as declared")
     training(run)
-    resume = command("resume", _resume, "go on with the runs that have begun")
+    resume = command("resume", _resume, "continue the runs that have begun")
     training(resume)
     status = command("status", _status, "show what is done")
     status.add_argument("--size", choices=sizes, help="default: all sizes")
@@ -103,14 +103,14 @@ def _run(options: argparse.Namespace) -> int:
     from dropreg.book.experiments.tasks import Size
 
     if bool(options.names) == bool(options.queue):
-        raise InputError("name the experiments to run (see `dropreg list`), or say --queue SIZE.")
+        raise InputError("name the experiments to run (see `dropreg list`), or pass --queue SIZE.")
     if options.queue and options.size:
         raise InputError("--queue names the size itself; leave --size out.")
     size = Size(options.queue or options.size or "small")
     chosen = [experiment(name) for name in options.names] or at_size(size)
     for each in chosen:
         if size not in each.sizes:
-            raise InputError(f"{each.name} is run at {', '.join(each.sizes)}; say --size.")
+            raise InputError(f"{each.name} is run at {', '.join(each.sizes)}; pass --size.")
     missing = without_data(chosen, size)
     for name, error in missing.items():
         if not options.queue:

@@ -1,97 +1,31 @@
-"""The figures' intervals, against SciPy's, and the HTML of figures that can be moved."""
+"""The figures' style, and curves with the intervals of their seeds."""
 
-import base64
-import json
 import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
-from bs4 import BeautifulSoup
-from scipy import stats
 
-from dropreg.book.plots import INTERACTIVE_KINDS, interactive, interval, use_style
-from dropreg.errors import InputError, MissingPackageError
+from dropreg.book.plots import learning_curves, use_style
+from dropreg.book.statistics import interval
+from dropreg.errors import MissingPackageError
 
 
-def test_interval_is_that_of_student():
-    runs = np.random.default_rng(0).normal(size=(5, 3))
-    mean, half = interval(runs)
-    low, high = stats.t.interval(0.95, 4, loc=runs.mean(0), scale=stats.sem(runs))
-    np.testing.assert_allclose([mean - half, mean + half], [low, high])
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    with pytest.raises(MissingPackageError, match="use_style needs seaborn"):
+        use_style()
 
 
-def test_two_runs_have_no_interval():
-    with pytest.raises(InputError, match="at least 3 seeds"):
-        interval([[1.0], [2.0]])
-
-
-@pytest.mark.parametrize(
-    ("package", "call", "says"),
-    [
-        ("scipy.stats", lambda: interval([[1.0], [2.0], [3.0]]), "A confidence interval needs sc"),
-        ("seaborn", use_style, "use_style needs seaborn"),
-    ],
-)
-def test_a_missing_package_is_named(monkeypatch, package, call, says):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingPackageError, match=says):
-        call()
-
-
-def made(*arguments):
-    return BeautifulSoup(interactive(*arguments)._repr_html_(), "html.parser")
-
-
-def test_data_travel_unchanged_and_cannot_leave_their_element():
-    arrays = {"array": np.eye(2), "tensor": torch.eye(2)}
-    data = {"text": "</script><!-- & <b>", "list": [1, 2.5], **arrays}
-    page = made("masks", data, {"a": [1]}, "A table")
-    (script,) = page.find_all("script")
-    assert script["type"] == "application/json"
-    assert not set("<>&") & set(script.string)
-    expected = data | {name: [[1, 0], [0, 1]] for name in arrays}
-    assert json.loads(script.string) == expected
-    assert page.figure["data-kind"] == "masks"
-
-
-def test_a_table_is_the_fallback():
-    page = made("noise-law", {}, {"q & p": ["<0.1>", 2], "v": [3, 4]}, "What < it says")
-    assert page.caption.text == "What < it says"
-    assert [cell.text for cell in page.find_all("th")] == ["q & p", "v"]
-    assert [cell.text for cell in page.find_all("td")] == ["<0.1>", "3", "2", "4"]
-
-
-def test_a_picture_is_the_fallback():
-    figure, axes = plt.subplots(figsize=(1, 1))
-    axes.plot([0, 1])
-    image = made("simplex", {}, figure, 'A line that says "up"').img
-    kind, content = image["src"].split(",")
-    assert kind == "data:image/png;base64"
-    assert base64.b64decode(content).startswith(b"\x89PNG")
-    assert image["alt"] == 'A line that says "up"'
-    assert not plt.fignum_exists(figure.number)
-
-
-def test_as_text_it_says_what_it_shows():
-    shown = repr(interactive("masks", {}, {"a": [1]}, "Masks of four kinds"))
-    assert "masks" in shown
-    assert "Masks of four kinds" in shown
-
-
-def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match=r"'piano' is no interactive figure.*'noise-law'"):
-        interactive("piano", {}, {"a": [1]}, "A table")
-
-
-@pytest.mark.parametrize("value", [float("nan"), object()])
-def test_what_is_no_json_is_refused(value):
-    with pytest.raises(InputError, match=r"data of 'masks' are no JSON"):
-        interactive("masks", {"value": value}, {"a": [1]}, "A table")
-
-
-def test_the_script_knows_every_kind(request):
-    script = (request.config.rootpath / "book/_static/interactive.js").read_text("utf-8")
-    for kind in INTERACTIVE_KINDS:
-        assert f"\n    {kind}(figure" in script or f'\n    "{kind}"(figure' in script
+def test_learning_curves_show_the_means_and_say_where_one_that_leaves_the_figure_ends():
+    curves = {
+        "low": ([2, 4], np.array([[50.0, 41.0], [51.0, 42.0], [52.0, 43.0]])),
+        "high": ([2, 4], np.array([[60.0, 90.0], [61.0, 91.0], [62.0, 92.0]])),
+    }
+    figure, axes = plt.subplots()
+    learning_curves(axes, curves, {"low": "dropout", "high": "dropout"}, top=70)
+    for line, (epochs, perplexities) in zip(axes.lines, curves.values(), strict=True):
+        np.testing.assert_allclose(line.get_xdata(), epochs)
+        np.testing.assert_allclose(line.get_ydata(), interval(perplexities)[0])
+    assert {text.get_text() for text in axes.texts} == {"low", "high (to 91)"}
+    plt.close(figure)

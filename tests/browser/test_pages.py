@@ -5,7 +5,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 
-from dropreg.book.plots import INTERACTIVE_KINDS
+from dropreg.book.interactive import INTERACTIVE_KINDS
 
 PAGES = [f"{page}.html" for page in build_book.read_toc()]
 # Where each kind of figure that can be moved stands.

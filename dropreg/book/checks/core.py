@@ -215,7 +215,7 @@ def expect(
         what: Name of the quantity, for the message.
         value: The answer: a number or tensor, from the student, so possibly anything at all.
         truth: What it should be, a number or a tensor.
-        error: Standard error of value less truth, of the shape of the truth; None if exact.
+        error: Standard error of value minus truth, of the shape of the truth; None if exact.
         rounding: Allowed relative to the largest absolute value of the truth, added to the rest.
         mistakes: The message of each known mistake, and the value that it leads to. The nearest one
             within the tolerance names the mistake.
@@ -229,8 +229,8 @@ def expect(
         raise Mistake(
             f"{what}: the shape is {tuple(got.shape)}, but should be {tuple(right.shape)}."
         )
-    scale = right.abs().max().item() if right.numel() else 0.0
-    allowed = torch.full_like(right, rounding * max(scale, 1e-12))
+    largest = right.abs().max().item() if right.numel() else 0.0
+    allowed = torch.full_like(right, rounding * max(largest, 1e-12))
     if error is not None:
         one = FALSE_ALARM / max(right.numel(), 1)
         allowed += -statistics.NormalDist().inv_cdf(one / 2) * torch.as_tensor(error).double()

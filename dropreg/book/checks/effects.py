@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dropreg.book.checks.core import Answer, Fixture, Mistake, Numbers, check, expect
 from dropreg.book.checks.fixtures import TINY_Q, tiny_network
+from dropreg.book.statistics import student
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def _problem(n: Numbers) -> tuple[tuple[Fixture, Tensor, Tensor], Exact]:
 
 @check
 def explicit(explicit_effect: Answer, n: Numbers) -> None:
-    """The explicit effect is the expected loss less the clean one."""
+    """The explicit effect is the expected loss minus the clean one."""
     problem, exact = _problem(n)
     draws = 3000
     got = explicit_effect.numbers(*problem, draws, shape=(2,))
@@ -90,7 +91,7 @@ def explicit(explicit_effect: Answer, n: Numbers) -> None:
         mistakes={
             "this is the expected loss; subtract the clean one.": exact.mean,
             "this is the clean loss alone.": exact.clean,
-            "the sign is turned around: it is the noisy loss less the clean one.": -truth,
+            "the sign is turned around: it is the noisy loss minus the clean one.": -truth,
             "it is zero: is the model in the same mode for both losses?": 0.0,
             "there is a ½ too much.": truth / 2,
         },
@@ -251,7 +252,7 @@ def back_spread(noise_back: Answer, n: Numbers) -> None:
     """With the noise back the covariance is that of a single mask."""
     k = n.integer(3, 9)
     weights = _weights(noise_back, k)
-    scale = 1 - 1 / k
+    missing = 1 - 1 / k
     expect(
         "the covariance, in units of that of one mask",
         weights.square().sum(),
@@ -260,10 +261,10 @@ def back_spread(noise_back: Answer, n: Numbers) -> None:
             "no noise is put back, and the k masks alone have 1/k of it.": 1 / k,
             "too much by 1/k: the k masks bring some noise already; √(1-1/k) is missing.": 1
             + 1 / k,
-            "off by √2: divide the difference of the pair by √2.": 1 / k + 2 * scale,
-            "off by √2: divide the difference of the pair by √2, not by 2.": 1 / k + scale / 2,
+            "off by √2: divide the difference of the pair by √2.": 1 / k + 2 * missing,
+            "off by √2: divide the difference of the pair by √2, not by 2.": 1 / k + missing / 2,
             "1-1/k is the share of the variance; a factor enters squared, so take its root.": 1 / k
-            + scale**2,
+            + missing**2,
             "the factor 1/k is that of Dropout_k; the noise that it lacks has 1-1/k.": 2 / k,
         },
     )
@@ -281,15 +282,11 @@ def split(even_odd: Answer, n: Numbers) -> None:
         mistakes={
             "the ½ is missing.": torch.tensor([2 * even, 2 * odd]),
             "even and odd part have changed places.": torch.tensor([odd, even]),
-            "the odd part changes its sign with the mask: it is up less down.": torch.tensor(
+            "the odd part changes its sign with the mask: it is up minus down.": torch.tensor(
                 [even, -odd]
             ),
         },
     )
-
-
-# The 97.5 % points of Student's t for 2 to 9 degrees of freedom.
-T_POINTS = (4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157)
 
 
 @check
@@ -299,13 +296,13 @@ def paired(paired_interval: Answer, n: Numbers) -> None:
     common = 5 * n.normal(count)
     first, second = common + n.normal(count), common + n.normal(count) + 1
     difference = first - second
-    t, root = T_POINTS[count - 3], math.sqrt(count)
+    t, root = student(count - 1), math.sqrt(count)
     got = paired_interval.numbers(first, second, shape=(2,))
     expect(
         "the mean difference",
         got[0],
         difference.mean(),
-        mistakes={"it is the first less the second.": -difference.mean()},
+        mistakes={"it is the first minus the second.": -difference.mean()},
     )
     half = t * difference.std() / root
     expect(
@@ -327,6 +324,6 @@ def paired(paired_interval: Answer, n: Numbers) -> None:
             "this is the standard error; an interval of 95 % is t times as wide.": (
                 difference.std() / root
             ),
-            "t has n-1 degrees of freedom, not n.": T_POINTS[count - 2] * difference.std() / root,
+            "t has n-1 degrees of freedom, not n.": student(count) * difference.std() / root,
         },
     )

@@ -318,7 +318,7 @@ def probe_together(probe: Answer, h_out: Answer, n: Numbers) -> None:
         return 4 * (t1 @ middle @ t2) / (t1 @ middle @ t1 + t2 @ middle @ t2)
 
     expect_either(
-        "probe(s₁, s₂) less probe(s₁, -s₂), over probe(s₁, 0) and probe(0, s₂)",
+        "probe(s₁, s₂) minus probe(s₁, -s₂), over probe(s₁, 0) and probe(0, s₂)",
         (third - fourth) / (first + second),
         expected(net.output_hessian(z)[0]),
         expected(own_hessian(h_out, z)[0]),
@@ -348,23 +348,23 @@ def estimate_mean(estimate: Answer, probe: Answer, n: Numbers) -> None:
     weights, x = net.random_weights(n, 3, 2, 3), n.normal(ROWS, 3)
     q = [n.uniform(0.3, 0.4), n.uniform(0.3, 0.4)]
     b, truth, variance = moments(weights, x, q)
-    scale = own_scale(probe, weights, x, q, truth)
+    factor = own_factor(probe, weights, x, q, truth)
     values = as_numbers("estimate", estimate(weights, x, q, DRAWS))
     both_layers = b[:, :2, 2:].diagonal(dim1=1, dim2=2).sum(1).mean()
     expect_either(
         f"the mean of {DRAWS} estimates",
         values.mean() if values.shape == (DRAWS,) else values,
         truth,
-        scale * truth,
+        factor * truth,
         {
             "both layers get the same noise, so that their changes of the logits do not cancel on "
             "average. Draw one for each.": truth + 2 * both_layers,
         },
-        error=(variance / DRAWS) ** 0.5 * max(1.0, abs(scale)),
+        error=(variance / DRAWS) ** 0.5 * max(1.0, abs(factor)),
     )
 
 
-def own_scale(
+def own_factor(
     probe: Answer, weights: list[Tensor], x: Tensor, q: list[float], truth: Tensor
 ) -> float:
     """The mean of the student's probe over the truth, to judge what is built on it."""

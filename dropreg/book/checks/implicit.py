@@ -95,7 +95,7 @@ def noise(xi: Answer, n: Numbers) -> None:
             "h is detached. It depends on the weights as ∂ℓ/∂h does.": truth - through_h,
             "that is the gradient under the noise. ξ is its part that is linear in η, without the "
             "clean gradient.": under,
-            "that is the gradient under the noise less the clean one, with all orders in η. ξ is "
+            "that is the gradient under the noise minus the clean one, with all orders in η. ξ is "
             "the linear one: take the slope at η = 0.": under - clean,
             "that is half the difference under η and -η, with all odd orders. ξ is the linear one: "
             "take the slope at η = 0.": (under - mirrored) / 2,
@@ -175,7 +175,7 @@ def covariance_batch(xi_covariance: Answer, n: Numbers) -> None:
     expect_change("xi_covariance", each)
     mean = net.mixed(weights, x, y).mean(0)
     shared = mean @ mean.T
-    scale = each[0].trace() / (net.mixed(weights, x[:1], y[:1])[0] ** 2).sum()
+    factor = each[0].trace() / (net.mixed(weights, x[:1], y[:1])[0] ** 2).sum()
     expect(
         "xi_covariance of 3 examples, against those of each",
         xi_covariance(weights, x, y, q),
@@ -186,7 +186,7 @@ def covariance_batch(xi_covariance: Answer, n: Numbers) -> None:
             "it is the sum of the examples' covariances; the variance of a mean of B independent "
             "terms is divided by B².": each.sum(0),
             "all examples share one noise. Each has its own, and what is independent adds up as "
-            "covariances.": scale * shared,
+            "covariances.": factor * shared,
         },
     )
 
@@ -310,7 +310,7 @@ def dialled_objective(dialled: Answer, n: Numbers) -> None:
 
 @check
 def dialled_scale(dialled: Answer, xi: Answer, n: Numbers) -> None:
-    """`dialled` adds the noise at the scale that Dropout_k lacks."""
+    """`dialled` adds as much noise as Dropout_k lacks."""
     k, strength = n.integer(3, 5), n.uniform(1.5, 2.5)
     weights, masks, eta, x, y = batch_with_masks(n, k)
     mixed = net.mixed(weights, x, y)
@@ -323,12 +323,12 @@ def dialled_scale(dialled: Answer, xi: Answer, n: Numbers) -> None:
         return torch.einsum("npj,nj->p", mixed, torch.cat(noise, 1)) / len(x)
 
     own = xi.numbers(weights, eta, x, y, shape=count)
-    scale, noise = strength * (1 - 1 / k) ** 0.5, xi_of(eta)
+    factor, noise = strength * (1 - 1 / k) ** 0.5, xi_of(eta)
     expect_either(
         f"what strength {strength} adds, with {k} masks",
         with_noise - without,
-        scale * noise,
-        scale * own,
+        factor * noise,
+        factor * own,
         {
             "it is not scaled. Dropout_k has 1/k of the variance left, so 1 - 1/k is to be "
             "added.": strength * noise,
@@ -337,12 +337,12 @@ def dialled_scale(dialled: Answer, xi: Answer, n: Numbers) -> None:
             * noise,
             "1/k is the share that Dropout_k still has. Add the rest.": strength * k**-0.5 * noise,
             "it is √2 too small. Half of a difference of two passes has that factor; ξ has "
-            "not.": scale / SQRT2 * noise,
-            "it is √2 too large. A difference of two passes needs that factor; ξ does not.": scale
+            "not.": factor / SQRT2 * noise,
+            "it is √2 too large. A difference of two passes needs that factor; ξ does not.": factor
             * SQRT2
             * noise,
             "the noise η is not used: a mask of the objective is used again. Then the two are not "
-            "independent, and their variances do not add.": scale
+            "independent, and their variances do not add.": factor
             * xi_of([mask[0] for mask in masks]),
         },
     )

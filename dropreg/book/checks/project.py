@@ -15,6 +15,7 @@ from dropreg.book.checks.core import Answer, Mistake, Numbers, as_numbers, check
 from dropreg.book.checks.explicit import expect_change
 from dropreg.book.data import load_corpus, windows
 from dropreg.book.models import LSTMLanguageModel, detach
+from dropreg.book.statistics import student
 
 WORDS, UNITS, Q = 300, 64, 0.4
 LEARNING_RATE, CLIP = 10.0, 0.25
@@ -304,7 +305,7 @@ def train_none(train: Answer, perplexity: Answer, n: Numbers) -> None:
 
 @check
 def train_rules(train: Answer, n: Numbers) -> None:
-    """`train` tells its rules apart, and starts all from the same weights."""
+    """`train` treats each rule differently, and starts them all from the same weights."""
     seed = n.integer(0, 1000)
     rules = ("none", "dropout", [0.0, 0.0])
     none, dropout, nothing = (curves(train, rule, seed, 1)[0] for rule in rules)
@@ -349,10 +350,6 @@ def chosen(choose: Answer, n: Numbers) -> None:
     )
 
 
-T_95 = {3: 4.302653, 4: 3.182446, 5: 2.776445, 6: 2.570582}
-"""Student's t, 97.5 %, for 2 to 5 degrees of freedom."""
-
-
 @check
 def paired(compare: Answer, n: Numbers) -> None:
     """`compare` pairs the seeds, and gives Student's interval."""
@@ -361,7 +358,8 @@ def paired(compare: Answer, n: Numbers) -> None:
     first, second = (level + 0.02 * n.normal(2, seeds) + torch.tensor([[-0.1], [0.0]])).exp()
     ratio = (first / second).log()
     sd = float(ratio.std())
-    mean, half = ratio.mean(), T_95[seeds] * sd / seeds**0.5
+    t = student(seeds - 1)
+    mean, half = ratio.mean(), t * sd / seeds**0.5
     value = as_numbers("compare", compare(first.tolist(), second.tolist()))
     if value.shape != (2,):
         raise Mistake("compare: two numbers are expected, [mean, half-width].")
@@ -371,7 +369,7 @@ def paired(compare: Answer, n: Numbers) -> None:
         mean,
         mistakes={
             "the sign is wrong: first over second.": -mean,
-            "that is the ratio less 1, not its logarithm.": (first / second).mean() - 1,
+            "that is the ratio minus 1, not its logarithm.": (first / second).mean() - 1,
             "that is a difference of perplexities. Take the logarithm of their ratio.": (
                 first - second
             ).mean(),
@@ -385,12 +383,12 @@ def paired(compare: Answer, n: Numbers) -> None:
         rounding=5e-4,  # t may come from a table with three decimals
         mistakes={
             "1.96 is for a known standard deviation. With few seeds take Student's t, with one "
-            "degree of freedom less than seeds.": 1.96 * half / T_95[seeds],
+            "degree of freedom fewer than there are seeds.": 1.96 * half / t,
             "that is the spread of single seeds. Divide by √n for their mean.": half * seeds**0.5,
             "the standard deviation divides by n; take n-1, as the mean is estimated, too.": half
             * ((seeds - 1) / seeds) ** 0.5,
-            "the seeds are not paired: what both runs of a seed share has not been taken "
-            "off.": T_95[seeds] * unpaired,
+            "the seeds are not paired: what both runs of a seed share has not been taken off.": t
+            * unpaired,
             "that is the standard error, 1 of them. 95 % take more.": sd / seeds**0.5,
             "the whole width is twice the half.": 2 * half,
         },

@@ -55,7 +55,7 @@ def windows(
         The windows, in the order of the text.
 
     Raises:
-        InputError: If the text is no vector, or too short for that many streams, or a number is
+        InputError: If the text is not a vector, or too short for that many streams, or a number is
             not positive.
 
     >>> for inputs, targets in windows(torch.arange(8), batch_size=2, length=3):
@@ -94,5 +94,5 @@ def _deal(row: Tensor, streams: int, padding: int) -> Tensor:
 def _draw(length: int, generator: torch.Generator) -> int:
     at = generator.device
     whole = torch.rand((), generator=generator, device=at).item() < 0.95
-    noise = torch.randn((), generator=generator, device=at).item()
-    return max(5, int((length if whole else length / 2) + 5 * noise))
+    normal = torch.randn((), generator=generator, device=at).item()
+    return max(5, int((length if whole else length / 2) + 5 * normal))

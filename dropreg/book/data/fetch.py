@@ -98,7 +98,7 @@ def read(source: Source) -> dict[str, bytes]:
     if named:
         folder = Path(named).expanduser()
         if not folder.is_dir():
-            raise DataError(f"{VARIABLE} is {named!r}, which is no folder (from {Path.cwd()}).")
+            raise DataError(f"{VARIABLE} is {named!r}, which is not a folder (from {Path.cwd()}).")
         texts = _look_into(folder, source)
         if texts:
             return texts
@@ -149,7 +149,7 @@ def _find(folder: Path, source: Source, file: str) -> bytes | None:
                 return members.read(name)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         # The last two: an encrypted member, an unknown compression.
-        raise DataError(f"{archive} is damaged or no plain zip archive: {error}") from error
+        raise DataError(f"{archive} is damaged or not a plain zip archive: {error}") from error
     return None
 
 
@@ -172,7 +172,7 @@ def _fetch(source: Source, folder: Path) -> None:
             for name, (address, digest) in source.downloads.items():
                 # Written under another name, and renamed when the hash is right.
                 pooch.retrieve(address, digest, fname=name, path=folder, downloader=_download)
-    except (OSError, ValueError) as error:  # pooch tells a wrong hash by ValueError
+    except (OSError, ValueError) as error:  # pooch raises ValueError for a wrong hash
         raise DataError(
             f"{source.title} could not be fetched: {error}\n{source.by_hand}"
         ) from error

@@ -1,9 +1,9 @@
 """The paper's experiments: declared once, run at several sizes, recorded with their provenance.
 
 `EXPERIMENTS` are the declarations, of update rules (`dropreg.Rule`) and tasks, which the command
-line ``dropreg`` runs. `dropreg.book.experiments.ledger` compares what was measured. Size "tiny"
-needs torch and nothing else, the other sizes a text (see `dropreg.book.data`), the ledger the extra
-`dropreg[book]`.
+line ``dropreg`` runs. `dropreg.book.experiments.claims` says what the paper says of them,
+`dropreg.book.experiments.ledger` what was measured. Size "tiny" needs torch and nothing else, the
+other sizes a text (see `dropreg.book.data`), the ledger the extra `dropreg[book]`.
 """
 
 from dropreg.book.experiments.catalog import EXPERIMENTS, Arm, Experiment, Run, experiment

@@ -177,39 +177,32 @@ class Experiment:
                 seen.add(run.name)
                 yield run
 
-    def is_complete(self, size: Size, lookup: Lookup) -> bool:
-        """Whether every run at this size has ended, finished or diverged."""
-        if size not in self.sizes:
-            return True
-        chosen = all(arm.chosen(size, lookup) for arm in self.arms.values())
-        return chosen and all(lookup(run) for run in self.runs(size, lookup))
-
 
 LSTM = "lstm"
 NONE = Rule("none")
 DROPOUT = {k: Rule("dropout_k", k=k) for k in (1, 2, 4, 8, 16, 32)}
-EXPLICIT, BOTH = Rule("explicit"), Rule("explicit", "analytic")
-EVEN, EVEN_ODD = Rule("even"), Rule("even", "odd")
+EXPLICIT, BOTH = Rule("explicit"), Rule("explicit", noise="analytic")
+EVEN, EVEN_ODD = Rule("even"), Rule("even", noise="odd")
 IDENTITY = Rule("explicit", method="identity")
 LOSS_JACOBIAN = Rule("explicit", method="loss_jacobian")
 
 
-def _arms(rules: Mapping[str, Rule], task: str = LSTM, **settings: Any) -> dict[str, Arm]:
-    return {name: Arm(task, rule, **settings) for name, rule in rules.items()}
+def _arms(rules: Mapping[str, Rule], task: str = LSTM) -> dict[str, Arm]:
+    return {name: Arm(task=task, rule=rule) for name, rule in rules.items()}
 
 
 def _with_noise(rule: Rule) -> Rule:
     return dataclasses.replace(rule, noise="analytic")
 
 
-def _at_two_sizes(less: str, more: str) -> dict[str, Arm]:
+def _on_two_texts(task: str) -> dict[str, Arm]:
     rules = {"none": NONE, **{f"Dropout_{k}": DROPOUT[k] for k in (1, 2, 4)}, "R_approx": EXPLICIT}
-    more_text = _arms({f"{name}, more text": rule for name, rule in rules.items()}, more)
-    return _arms(rules, less) | more_text
+    more_text = {f"{name}, more text": rule for name, rule in rules.items()}
+    return _arms(rules, task) | _arms(more_text, f"{task}-more-text")
 
 
 _BASE = {"none": NONE, "Dropout_1": DROPOUT[1]}
-# Wide enough that the best lies inside at `small`, but for l2, which hardly helps at any strength.
+# Wide enough that the best lies inside at "small"; only l2 hardly helps at any strength.
 _L2 = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 _IDENTITY = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 _LOSS_JACOBIAN = (0.1, 0.3, 1.0, 3.0, 10.0)
@@ -219,89 +212,101 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     each.name: each
     for each in (
         Experiment(
-            "dropout-k",
-            "If the expected objective is all there is, should more masks not help?",
-            "Figure 1",
-            _arms({"none": NONE, **{f"Dropout_{k}": DROPOUT[k] for k in (1, 2, 4, 8, 16)}})
-            | {"Dropout_32": Arm(LSTM, DROPOUT[32], seeds=SEEDS[:1])},
+            name="dropout-k",
+            title="If the expected objective is all there is, should more masks not help?",
+            source="Figure 1",
+            arms=_arms({"none": NONE, **{f"Dropout_{k}": DROPOUT[k] for k in (1, 2, 4, 8, 16)}})
+            | {"Dropout_32": Arm(task=LSTM, rule=DROPOUT[32], seeds=SEEDS[:1])},
         ),
         Experiment(
-            "explicit",
-            "How far does the derived regularizer come alone?",
-            "Figure 3",
-            _arms(_BASE | {"Dropout_16": DROPOUT[16], "R_approx": EXPLICIT}),
+            name="explicit",
+            title="How far does the derived regularizer come alone?",
+            source="Figure 3",
+            arms=_arms(_BASE | {"Dropout_16": DROPOUT[16], "R_approx": EXPLICIT}),
         ),
         Experiment(
-            "both",
-            "Do the two derived effects together replace dropout?",
-            "Figure 5, Tables 3 and 4",
-            _arms(_BASE | {"R_approx": EXPLICIT, "R_approx + xi_approx": BOTH}),
+            name="both",
+            title="Do the two derived effects together replace dropout?",
+            source="Figure 5, Tables 3 and 4",
+            arms=_arms(_BASE | {"R_approx": EXPLICIT, "R_approx + xi_approx": BOTH}),
         ),
         Experiment(
-            "even-odd",
-            "Do an antithetic pair's even and odd part do the same?",
-            "ours",
-            _arms(_BASE | {"even": EVEN, "even + odd": EVEN_ODD}),
+            name="even-odd",
+            title="Do an antithetic pair's even and odd part do the same?",
+            source="ours",
+            arms=_arms(_BASE | {"even": EVEN, "even + odd": EVEN_ODD}),
         ),
         Experiment(
-            "noise-back",
-            "Does the noise, put back, bring Dropout_1 back?",
-            "Figure 2",
-            _arms(_BASE | {f"Dropout_{k}": DROPOUT[k] for k in (4, 16)})
-            | _arms({f"Dropout_{k} + pair": Rule("dropout_k", "dropout_pair", k) for k in (4, 16)}),
-        ),
-        Experiment(
-            "noise-derived",
-            "Does the derived noise do what dropout's own does?",
-            "Figure 4",
-            _arms(_BASE | {f"Dropout_{k}": DROPOUT[k] for k in (2, 4, 16)})
-            | _arms(
-                {f"Dropout_{k} + xi_approx": Rule("dropout_k", "analytic", k) for k in (2, 4, 16)}
+            name="noise-back",
+            title="Does the noise, put back, bring Dropout_1 back?",
+            source="Figure 2",
+            arms=_arms(
+                _BASE
+                | {f"Dropout_{k}": DROPOUT[k] for k in (4, 16)}
+                | {
+                    f"Dropout_{k} + pair": Rule("dropout_k", noise="dropout_pair", k=k)
+                    for k in (4, 16)
+                }
             ),
         ),
         Experiment(
-            "ingredients",
-            "Which ingredient of R_approx matters?",
-            "Section 5.2, Table 1",
-            _arms(_BASE | {"R_approx": EXPLICIT})
+            name="noise-derived",
+            title="Does the derived noise do what dropout's own does?",
+            source="Figure 4",
+            arms=_arms(
+                _BASE
+                | {f"Dropout_{k}": DROPOUT[k] for k in (2, 4, 16)}
+                | {
+                    f"Dropout_{k} + xi_approx": Rule("dropout_k", noise="analytic", k=k)
+                    for k in (2, 4, 16)
+                }
+            ),
+        ),
+        Experiment(
+            name="ingredients",
+            title="Which ingredient of R_approx matters?",
+            source="Section 5.2, Table 1",
+            arms=_arms(_BASE | {"R_approx": EXPLICIT})
             | {
-                "l2": Arm(LSTM, Rule("l2"), strengths=_L2),
-                "identity": Arm(LSTM, IDENTITY, strengths=_IDENTITY),
-                "loss Jacobian": Arm(LSTM, LOSS_JACOBIAN, strengths=_LOSS_JACOBIAN),
-                "identity + xi_approx": Arm(LSTM, _with_noise(IDENTITY), strengths=_IDENTITY),
+                "l2": Arm(task=LSTM, rule=Rule("l2"), strengths=_L2),
+                "identity": Arm(task=LSTM, rule=IDENTITY, strengths=_IDENTITY),
+                "loss Jacobian": Arm(task=LSTM, rule=LOSS_JACOBIAN, strengths=_LOSS_JACOBIAN),
+                "identity + xi_approx": Arm(
+                    task=LSTM, rule=_with_noise(IDENTITY), strengths=_IDENTITY
+                ),
                 "loss Jacobian + xi_approx": Arm(
-                    LSTM, _with_noise(LOSS_JACOBIAN), strengths=_LOSS_JACOBIAN
+                    task=LSTM, rule=_with_noise(LOSS_JACOBIAN), strengths=_LOSS_JACOBIAN
                 ),
             },
         ),
         Experiment(
-            "transformer",
-            "Does Transformer-XL feel the noise, and does it depend on the amount of text?",
-            "Table 2",
-            _at_two_sizes("transformer-xl", "transformer-xl-more-text"),
+            name="transformer",
+            title="Does Transformer-XL feel the noise, and does it depend on the amount of text?",
+            source="Table 2",
+            arms=_on_two_texts("transformer-xl"),
         ),
         Experiment(
-            "qrnn",
-            "Does a QRNN feel the noise, and does it depend on the amount of text?",
-            "QRNN experiment",
-            _at_two_sizes("qrnn", "qrnn-more-text"),
+            name="qrnn",
+            title="Does a QRNN feel the noise, and does it depend on the amount of text?",
+            source="QRNN experiment",
+            arms=_on_two_texts("qrnn"),
         ),
         Experiment(
-            "dropout-rate",
-            "Does the replacement hold for weaker and stronger dropout?",
-            "ours",
-            {
-                f"{name}, q = {q}": Arm(LSTM, rule, q=None if q == 0.4 else q)
+            name="dropout-rate",
+            title="Does the replacement hold for weaker and stronger dropout?",
+            source="ours",
+            arms={
+                f"{name}, q = {q}": Arm(task=LSTM, rule=rule, q=None if q == 0.4 else q)
                 for q in (0.2, 0.4, 0.6)
                 for name, rule in {"Dropout_1": DROPOUT[1], "R_approx + xi_approx": BOTH}.items()
             },
         ),
         Experiment(
-            "clip-and-lr",
-            "How much of the noise's effect is due to clipping and learning rate?",
-            "ours",
-            {
-                f"{name}, {how}": Arm(LSTM, rule, changes=changes)
+            name="clip-and-lr",
+            title="How much of the noise's effect is due to clipping and learning rate?",
+            source="ours",
+            arms={
+                f"{name}, {how}": Arm(task=LSTM, rule=rule, changes=changes)
                 for how, changes in {
                     "as it is": {},
                     "clip 1": {"clip": 1.0},
@@ -311,24 +316,24 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             },
         ),
         Experiment(
-            "published-way",
-            "Does it matter how the regularizer and the noise are computed?",
-            "the authors' code",
-            _arms(
+            name="published-way",
+            title="Does it matter how the regularizer and the noise are computed?",
+            source="the authors' code",
+            arms=_arms(
                 {
                     "R_approx + xi_approx": BOTH,
                     "sampled labels, double backward": Rule(
-                        "explicit", "analytic", method="sampled_labels"
+                        "explicit", noise="analytic", method="sampled_labels"
                     ),
                 }
             ),
         ),
         Experiment(
-            "seldom",
-            "Does it suffice to take the two derived effects at every n-th update?",
-            "ours",
-            {
-                f"{name}{how}": Arm(LSTM, rule, changes=changes, seeds=seeds)
+            name="seldom",
+            title="Does it suffice to take the two derived effects at every n-th update?",
+            source="ours",
+            arms={
+                f"{name}{how}": Arm(task=LSTM, rule=rule, changes=changes, seeds=seeds)
                 # More seeds for the wider clip, where rules that may be equal are compared.
                 for how, changes, seeds in (
                     ("", {}, SEEDS),
@@ -345,10 +350,10 @@ EXPERIMENTS: Mapping[str, Experiment] = {
             },
         ),
         Experiment(
-            "first-epochs",
-            "How do the effects set in on all of Penn Treebank?",
-            "ours",
-            _arms(
+            name="first-epochs",
+            title="How do the effects set in on all of Penn Treebank?",
+            source="ours",
+            arms=_arms(
                 _BASE | {"even + odd": EVEN_ODD, "R_approx": EXPLICIT, "R_approx + xi_approx": BOTH}
             ),
             sizes=(Size.TINY, Size.LARGE),
@@ -384,6 +389,6 @@ def at_size(size: Size) -> list[Experiment]:
         size: The size.
 
     Returns:
-        They, in the order of `EXPERIMENTS`.
+        These experiments, in the order of `EXPERIMENTS`.
     """
     return [each for each in EXPERIMENTS.values() if size in each.sizes]

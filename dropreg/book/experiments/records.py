@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import torch
 
+from dropreg import __version__
 from dropreg.errors import DropregError
 
 SCHEMA = 1
@@ -127,10 +128,10 @@ def read_record(path: Path) -> Record:
     try:
         data = json.loads(path.read_bytes())
         if data.pop("schema") != SCHEMA:
-            raise RecordError(f"{path} has not the form {SCHEMA}, which this version reads.")
+            raise RecordError(f"{path} is not of the form {SCHEMA}, which this version reads.")
         return Record(**data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} is no record of a run, or is damaged: {error!r}") from error
+        raise RecordError(f"{path} is not the record of a run, or is damaged: {error!r}") from error
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -189,9 +190,9 @@ def commit() -> dict[str, Any]:
     Returns:
         "commit", a hash or a version, and "changed".
     """
-    told = os.environ.get("DROPREG_COMMIT")
-    if told:
-        return {"commit": told, "changed": False}
+    given = os.environ.get("DROPREG_COMMIT")
+    if given:
+        return {"commit": given, "changed": False}
     package = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
@@ -204,6 +205,4 @@ def commit() -> dict[str, Any]:
             return {"commit": git("rev-parse", "HEAD"), "changed": changed}
     except (OSError, subprocess.CalledProcessError):
         pass  # no git here, or an installed package: its version has to do
-    from dropreg import __version__
-
     return {"commit": f"dropreg {__version__}", "changed": False}

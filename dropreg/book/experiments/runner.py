@@ -27,7 +27,7 @@ from dropreg.book.experiments.tasks import Size, texts
 from dropreg.book.experiments.training import Progress, train
 from dropreg.errors import DataError, DropregError, MissingPackageError
 
-TELL_EVERY = 0.2
+REPORT_EVERY = 0.2
 """Seconds between two reports of a worker."""
 
 
@@ -178,7 +178,7 @@ def run_next(
     store: Store,
     device: str,
     deadline: float | None,
-    tell: Any = lambda message: None,
+    observe: Callable[[Progress], None] = lambda progress: None,
 ) -> Record | None:
     """Train the first run that has not ended and that nobody else is training.
 
@@ -188,7 +188,7 @@ def run_next(
         device: Where to train.
         deadline: Value of `time.monotonic` before which to stop, at the end of an epoch; if None,
             there is none.
-        tell: Called with a `Progress` now and then.
+        observe: Called now and then with how far the run is.
 
     Returns:
         The record of the run, ended or stopped; None if there was nothing to do, or no time.
@@ -219,8 +219,8 @@ def run_next(
                     checkpoint,
                     device=device,
                     stop=stop,
-                    observe=tell,
-                    observe_every=TELL_EVERY,
+                    observe=observe,
+                    observe_every=REPORT_EVERY,
                 )
                 store.keep(run, record)
                 if record.ended:
@@ -295,7 +295,7 @@ def run_all(
                             busy.discard(number)
                             failures.append(
                                 f"worker {number} was killed (exit code "
-                                f"{workers[number].exitcode}); `dropreg resume` takes its run up"
+                                f"{workers[number].exitcode}); `dropreg resume` continues its run"
                             )
                     continue
                 if isinstance(message, Progress):

@@ -31,7 +31,7 @@ class Size(Choice):
     """The paper's own model and text, on a GPU."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     """A task at one size. What is not named here is the same for every run.
 
@@ -62,15 +62,15 @@ class Setting:
     length: int
     lr: float
     lr_scale: float = 1.0
-    optimizer: str = "sgd"
-    vary_length: bool = True
-    clip: float = 0.25
-    weight_decay: float = 0.0
+    optimizer: str
+    vary_length: bool
+    clip: float
+    weight_decay: float
     valid_tokens: int | None = None
     evaluate_every: int = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
     """A model and a text.
 
@@ -111,134 +111,197 @@ def texts(setting: Setting) -> tuple[dict[str, Tensor], int]:
     return parts, len(corpus.vocabulary)
 
 
-TINY: dict[str, Any] = {
-    "corpus": "made-up",
-    "train_tokens": 1_500,
-    "valid_tokens": 1_000,
-    "vocab_size": 100,
-    "epochs": 2,
-    "batch_size": 10,
-    "length": 20,
-}
-# Chosen so that all of it fits a night on two cores, and that a network without dropout overfits
-# after a third of the epochs: there is where the effects show.
-SMALL: dict[str, Any] = {
-    "train_tokens": 20_000,
-    "vocab_size": 1_000,
-    "epochs": 28,
-    "batch_size": 10,
-    "length": 35,
-    "evaluate_every": 2,
-}
-LARGE_LSTM = {"embedding_size": 200, "hidden_size": 300, "depth": 2}
-"""Three million weights: 11.5 MiB."""
-MERITY: dict[str, Any] = {"optimizer": "sgd", "clip": 0.25, "weight_decay": 1.2e-6}
-
-
-ADAM: dict[str, Any] = {"optimizer": "adam", "clip": 0.25, "vary_length": False}
-
-
-def _task(
-    name: str,
-    model: type[Sized],
-    dropout: tuple[str, ...],
-    q: Mapping[Size, float],
-    small: Mapping[str, int],
-    settings: Mapping[Size, Mapping[str, Any]],
-) -> Task:
-    """A task from the model's dimensions, its dropout probability and the rest, by size."""
-    dimensions = {**model.sizes, "small": small, "large": LARGE_LSTM}
-    return Task(
-        name,
-        model,
-        {
-            size: Setting({**dimensions[size], **dict.fromkeys(dropout, q[size])}, **setting)
-            for size, setting in settings.items()
-        },
-        dropout,
-    )
-
-
-def _lstm() -> Task:
-    whole_treebank: dict[str, Any] = {
-        "corpus": "ptb",
-        "train_tokens": None,
-        "vocab_size": None,
-        "epochs": 40,
-        "batch_size": 20,
-        "length": 70,
-    }
-    return _task(
-        "lstm",
-        LSTMLanguageModel,
-        ("embedding_p", "hidden_p", "output_p", "weight_p"),
-        dict.fromkeys(Size, 0.4),
-        {"embedding_size": 128, "hidden_size": 128, "depth": 2},
-        {
-            Size.TINY: {**TINY, **MERITY, "lr": 10},
-            Size.SMALL: {**SMALL, **MERITY, "corpus": "ptb", "lr": 10},
-            Size.LARGE: {**MERITY, **whole_treebank, "lr": 20},
-            Size.FULL: {**MERITY, **whole_treebank, "lr": 30},
-        },
-    )
-
-
-# Two amounts of text, and as many updates on either: the second is seen less often.
-_LESS: Mapping[Size, Mapping[str, Any]] = {
-    Size.TINY: {},
-    Size.SMALL: {},
-    Size.FULL: {"train_tokens": 20_645_404, "epochs": 20},
-}
-_MORE: Mapping[Size, Mapping[str, Any]] = {
-    Size.TINY: {"train_tokens": 3_000, "epochs": 1},
-    Size.SMALL: {"train_tokens": 80_000, "epochs": 7, "evaluate_every": 1},
-    Size.FULL: {"train_tokens": None, "epochs": 4},
-}
-_WIKITEXT: dict[str, Any] = {"corpus": "wikitext-103", "vocab_size": None}
-_WEAK = {Size.TINY: 0.2, Size.SMALL: 0.2, Size.FULL: 0.1}
-"""Dropout probabilities of the tasks after the LSTM: the paper's at "full"."""
-
-
-def _transformer_xl(name: str, text: Mapping[Size, Mapping[str, Any]]) -> Task:
-    small = {"width": 64, "heads": 4, "inner": 256, "depth": 3, "memory_length": 35}
-    full = {"length": 150, "lr": 2.5e-4}
-    return _at_scale(name, TransformerXL, ("p",), small, 1e-3, full, text)
-
-
-def _qrnn(name: str, text: Mapping[Size, Mapping[str, Any]]) -> Task:
-    small = {"embedding_size": 128, "hidden_size": 128, "depth": 2}
-    full = {"length": 140, "lr": 1e-3}
-    dropout = ("embedding_p", "hidden_p", "output_p")
-    return _at_scale(name, QRNNLanguageModel, dropout, small, 2e-3, full, text)
-
-
-def _at_scale(
-    name: str,
-    model: type[Sized],
-    dropout: tuple[str, ...],
-    small: Mapping[str, int],
-    small_lr: float,
-    full: Mapping[str, Any],
-    text: Mapping[Size, Mapping[str, Any]],
-) -> Task:
-    """A task of the paper's Table 2, on one of two amounts of text."""
-    settings: dict[Size, dict[str, Any]] = {
-        Size.TINY: {**TINY, "lr": 1e-3},
-        Size.SMALL: {**SMALL, "corpus": "kjv", "lr": small_lr},
-        Size.FULL: {**_WIKITEXT, "batch_size": 60, **full},
-    }
-    by_size = {size: {**ADAM, **setting, **text[size]} for size, setting in settings.items()}
-    return _task(name, model, dropout, _WEAK, small, by_size)
-
-
+# Below the model's arguments a line for the text, one for the passes over it and one for the
+# optimizer.
+#
+# "small" is chosen so that all of it fits into a night on two cores, and so that a network without
+# dropout overfits after a third of the epochs, which is where the effects show.
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        _lstm(),
-        _transformer_xl("transformer-xl", _LESS),
-        _transformer_xl("transformer-xl-more-text", _MORE),
-        _qrnn("qrnn", _LESS),
-        _qrnn("qrnn-more-text", _MORE),
+        # The optimizer is that of Merity et al. (2017).
+        Task(
+            name="lstm",
+            model=LSTMLanguageModel,
+            dropout=("embedding_p", "hidden_p", "output_p", "weight_p"),
+            settings={
+                Size.TINY: Setting(
+                    model={
+                        "embedding_size": 8, "hidden_size": 12, "depth": 2,
+                        "embedding_p": 0.4, "hidden_p": 0.4, "output_p": 0.4, "weight_p": 0.4,
+                    },
+                    corpus="made-up", train_tokens=1_500, vocab_size=100, valid_tokens=1_000,
+                    epochs=2, batch_size=10, length=20, vary_length=True,
+                    optimizer="sgd", lr=10, clip=0.25, weight_decay=1.2e-6,
+                ),
+                Size.SMALL: Setting(
+                    model={
+                        "embedding_size": 128, "hidden_size": 128, "depth": 2,
+                        "embedding_p": 0.4, "hidden_p": 0.4, "output_p": 0.4, "weight_p": 0.4,
+                    },
+                    corpus="ptb", train_tokens=20_000, vocab_size=1_000,
+                    epochs=28, evaluate_every=2, batch_size=10, length=35, vary_length=True,
+                    optimizer="sgd", lr=10, clip=0.25, weight_decay=1.2e-6,
+                ),
+                # Three million weights: 11.5 MiB.
+                Size.LARGE: Setting(
+                    model={
+                        "embedding_size": 200, "hidden_size": 300, "depth": 2,
+                        "embedding_p": 0.4, "hidden_p": 0.4, "output_p": 0.4, "weight_p": 0.4,
+                    },
+                    corpus="ptb", train_tokens=None, vocab_size=None,
+                    epochs=40, batch_size=20, length=70, vary_length=True,
+                    optimizer="sgd", lr=20, clip=0.25, weight_decay=1.2e-6,
+                ),
+                Size.FULL: Setting(
+                    model={
+                        "embedding_size": 400, "hidden_size": 1150, "depth": 3,
+                        "embedding_p": 0.4, "hidden_p": 0.4, "output_p": 0.4, "weight_p": 0.4,
+                    },
+                    corpus="ptb", train_tokens=None, vocab_size=None,
+                    epochs=40, batch_size=20, length=70, vary_length=True,
+                    optimizer="sgd", lr=30, clip=0.25, weight_decay=1.2e-6,
+                ),
+            },
+        ),
+        # From here on each network has two amounts of text, and as many updates on either: the
+        # larger is seen less often. At "full" the dropout probabilities are the paper's.
+        Task(
+            name="transformer-xl",
+            model=TransformerXL,
+            dropout=("p",),
+            settings={
+                Size.TINY: Setting(
+                    model={
+                        "width": 8, "heads": 2, "inner": 16, "depth": 2, "memory_length": 6,
+                        "p": 0.2,
+                    },
+                    corpus="made-up", train_tokens=1_500, vocab_size=100, valid_tokens=1_000,
+                    epochs=2, batch_size=10, length=20, vary_length=False,
+                    optimizer="adam", lr=1e-3, clip=0.25, weight_decay=0.0,
+                ),
+                Size.SMALL: Setting(
+                    model={
+                        "width": 64, "heads": 4, "inner": 256, "depth": 3, "memory_length": 35,
+                        "p": 0.2,
+                    },
+                    corpus="kjv", train_tokens=20_000, vocab_size=1_000,
+                    epochs=28, evaluate_every=2, batch_size=10, length=35, vary_length=False,
+                    optimizer="adam", lr=1e-3, clip=0.25, weight_decay=0.0,
+                ),
+                Size.FULL: Setting(
+                    model={
+                        "width": 410, "heads": 10, "inner": 2100, "depth": 16, "memory_length": 150,
+                        "p": 0.1,
+                    },
+                    corpus="wikitext-103", train_tokens=20_645_404, vocab_size=None,
+                    epochs=20, batch_size=60, length=150, vary_length=False,
+                    optimizer="adam", lr=2.5e-4, clip=0.25, weight_decay=0.0,
+                ),
+            },
+        ),
+        Task(
+            name="transformer-xl-more-text",
+            model=TransformerXL,
+            dropout=("p",),
+            settings={
+                Size.TINY: Setting(
+                    model={
+                        "width": 8, "heads": 2, "inner": 16, "depth": 2, "memory_length": 6,
+                        "p": 0.2,
+                    },
+                    corpus="made-up", train_tokens=3_000, vocab_size=100, valid_tokens=1_000,
+                    epochs=1, batch_size=10, length=20, vary_length=False,
+                    optimizer="adam", lr=1e-3, clip=0.25, weight_decay=0.0,
+                ),
+                Size.SMALL: Setting(
+                    model={
+                        "width": 64, "heads": 4, "inner": 256, "depth": 3, "memory_length": 35,
+                        "p": 0.2,
+                    },
+                    corpus="kjv", train_tokens=80_000, vocab_size=1_000,
+                    epochs=7, batch_size=10, length=35, vary_length=False,
+                    optimizer="adam", lr=1e-3, clip=0.25, weight_decay=0.0,
+                ),
+                Size.FULL: Setting(
+                    model={
+                        "width": 410, "heads": 10, "inner": 2100, "depth": 16, "memory_length": 150,
+                        "p": 0.1,
+                    },
+                    corpus="wikitext-103", train_tokens=None, vocab_size=None,
+                    epochs=4, batch_size=60, length=150, vary_length=False,
+                    optimizer="adam", lr=2.5e-4, clip=0.25, weight_decay=0.0,
+                ),
+            },
+        ),
+        Task(
+            name="qrnn",
+            model=QRNNLanguageModel,
+            dropout=("embedding_p", "hidden_p", "output_p"),
+            settings={
+                Size.TINY: Setting(
+                    model={
+                        "embedding_size": 8, "hidden_size": 12, "depth": 2,
+                        "embedding_p": 0.2, "hidden_p": 0.2, "output_p": 0.2,
+                    },
+                    corpus="made-up", train_tokens=1_500, vocab_size=100, valid_tokens=1_000,
+                    epochs=2, batch_size=10, length=20, vary_length=False,
+                    optimizer="adam", lr=1e-3, clip=0.25, weight_decay=0.0,
+                ),
+                Size.SMALL: Setting(
+                    model={
+                        "embedding_size": 128, "hidden_size": 128, "depth": 2,
+                        "embedding_p": 0.2, "hidden_p": 0.2, "output_p": 0.2,
+                    },
+                    corpus="kjv", train_tokens=20_000, vocab_size=1_000,
+                    epochs=28, evaluate_every=2, batch_size=10, length=35, vary_length=False,
+                    optimizer="adam", lr=2e-3, clip=0.25, weight_decay=0.0,
+                ),
+                Size.FULL: Setting(
+                    model={
+                        "embedding_size": 400, "hidden_size": 2500, "depth": 4,
+                        "embedding_p": 0.1, "hidden_p": 0.1, "output_p": 0.1,
+                    },
+                    corpus="wikitext-103", train_tokens=20_645_404, vocab_size=None,
+                    epochs=20, batch_size=60, length=140, vary_length=False,
+                    optimizer="adam", lr=1e-3, clip=0.25, weight_decay=0.0,
+                ),
+            },
+        ),
+        Task(
+            name="qrnn-more-text",
+            model=QRNNLanguageModel,
+            dropout=("embedding_p", "hidden_p", "output_p"),
+            settings={
+                Size.TINY: Setting(
+                    model={
+                        "embedding_size": 8, "hidden_size": 12, "depth": 2,
+                        "embedding_p": 0.2, "hidden_p": 0.2, "output_p": 0.2,
+                    },
+                    corpus="made-up", train_tokens=3_000, vocab_size=100, valid_tokens=1_000,
+                    epochs=1, batch_size=10, length=20, vary_length=False,
+                    optimizer="adam", lr=1e-3, clip=0.25, weight_decay=0.0,
+                ),
+                Size.SMALL: Setting(
+                    model={
+                        "embedding_size": 128, "hidden_size": 128, "depth": 2,
+                        "embedding_p": 0.2, "hidden_p": 0.2, "output_p": 0.2,
+                    },
+                    corpus="kjv", train_tokens=80_000, vocab_size=1_000,
+                    epochs=7, batch_size=10, length=35, vary_length=False,
+                    optimizer="adam", lr=2e-3, clip=0.25, weight_decay=0.0,
+                ),
+                Size.FULL: Setting(
+                    model={
+                        "embedding_size": 400, "hidden_size": 2500, "depth": 4,
+                        "embedding_p": 0.1, "hidden_p": 0.1, "output_p": 0.1,
+                    },
+                    corpus="wikitext-103", train_tokens=None, vocab_size=None,
+                    epochs=4, batch_size=60, length=140, vary_length=False,
+                    optimizer="adam", lr=1e-3, clip=0.25, weight_decay=0.0,
+                ),
+            },
+        ),
     )
-}
+}  # fmt: skip
 """Every task by its name."""

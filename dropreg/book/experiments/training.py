@@ -175,7 +175,7 @@ def train(
         checkpoint: File for the state after each epoch; removed by the caller.
         device: Where to train.
         stop: Asked after each epoch, with the seconds it took, whether to stop here.
-        observe: Told after updates how far the run is.
+        observe: Called after updates with how far the run is.
         observe_every: Seconds between two such reports, each of which waits for a GPU.
 
     Returns:
@@ -205,16 +205,16 @@ def train(
     precision = {} if device.type == "cpu" else {"precision": "float32, no TF32"}
     sessions.append({"from_epoch": len(epochs) + 1, **session(device), **precision})
 
-    told = -math.inf
+    reported = -math.inf
 
     def record(status: str, final: dict[str, float]) -> Record:
         return Record(run.name, config, status, sessions, epochs, final)
 
-    def tell(share: float, loss: Tensor) -> None:
-        nonlocal told
-        if time.monotonic() - told < observe_every:
+    def report(share: float, loss: Tensor) -> None:
+        nonlocal reported
+        if time.monotonic() - reported < observe_every:
             return
-        told = time.monotonic()
+        reported = time.monotonic()
         looks = [row["valid_perplexity"] for row in epochs if "valid_perplexity" in row]
         ppl = looks[-1] if looks else math.nan
         observe(Progress(run.name, len(epochs) + 1, setting.epochs, share, loss.item(), ppl))
@@ -225,7 +225,7 @@ def train(
             epoch = len(epochs) + 1
             row = {
                 "epoch": epoch,
-                **_epoch(run, model, average, optimizer, parts["train"], epoch, noise, tell),
+                **_epoch(run, model, average, optimizer, parts["train"], epoch, noise, report),
             }
             row["seconds"] = time.perf_counter() - started
             if epoch % setting.evaluate_every == 0 or epoch == setting.epochs:
@@ -275,7 +275,7 @@ def _epoch(
     text: Tensor,
     epoch: int,
     noise: torch.Generator,
-    tell: Callable[[float, Tensor], None],
+    report: Callable[[float, Tensor], None],
 ) -> dict[str, float]:
     """One pass over the text; returns the means over its updates, of a part where it was taken."""
     setting = run.setting
@@ -313,7 +313,7 @@ def _epoch(
         sums["clipped"] += norm > setting.clip
         if updates % LOOK_EVERY == 0:
             _require_finite(sums["gradient_norm"])
-        tell(done / stream, update.parts["objective"])
+        report(done / stream, update.parts["objective"])
     _require_finite(sums["gradient_norm"])
     means = {name: float(total) / counts.get(name, updates) for name, total in sums.items()}
     return {"updates": updates, **means}

@@ -5,8 +5,9 @@ Each is an ordinary ``nn.Module`` that drops through `torch.nn.Dropout`, the ``d
 `dropreg.shared_dropout` (on weights and embedding rows). Nothing in it knows of regularizers or of
 masks; `dropreg` finds its sites as it finds those of any other model.
 
-``model(inputs, state=None)`` returns ``(logits, state)``. Pass the state, detached, to the next
-call to go on where this one ended. Models without memory return None for it.
+The MLP returns logits. A language model returns ``(logits, state)`` from ``model(tokens,
+state=None)``: pass the state, detached, to the next call to go on where this one ended. One without
+memory returns None for it.
 """
 
 from dropreg.book.models.base import Sized, State, detach

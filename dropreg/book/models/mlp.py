@@ -17,8 +17,7 @@ class MLP(Sized):
     with variance 2 / fan-in, biases 0 (He et al. 2015).
 
     >>> import torch
-    >>> logits, _ = MLP(64, 10, width=32)(torch.rand(5, 64))
-    >>> logits.shape
+    >>> MLP(64, 10, width=32)(torch.rand(5, 64)).shape
     torch.Size([5, 10])
     """
 
@@ -63,14 +62,13 @@ class MLP(Sized):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, state: None = None) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor) -> Tensor:
         """Classify examples.
 
         Args:
             x: Examples, (batch, inputs).
-            state: None; here as in the other models, so that all are called alike.
 
         Returns:
-            Logits (batch, classes), and None.
+            Logits, (batch, classes).
         """
-        return self.layers(x), None
+        return self.layers(x)

@@ -39,18 +39,9 @@ class RecurrentLanguageModel(Sized):
         output_p: float,
         row_p: float,
     ) -> None:
-        """Set up the parts.
+        """Set up the parts; arguments as for `LSTMLanguageModel`.
 
-        Args:
-            vocab_size: Number of words.
-            embedding_size: Size of a word vector, and of the last layer.
-            hidden_size: Size of the other layers.
-            depth: Number of recurrent layers, at least 1.
-            layer: Makes a recurrent layer from its index, its input size and its output size.
-            embedding_p: Probability of the locked dropout on the word vectors.
-            hidden_p: Probability of the locked dropout between two layers.
-            output_p: Probability of the locked dropout on the last layer's output.
-            row_p: Probability to drop a word's row of the embedding table.
+        `layer` makes a recurrent layer from its index, its input size and its output size.
         """
         super().__init__()
         self.embedding = TokenEmbedding(vocab_size, embedding_size, row_p)

@@ -234,12 +234,12 @@ def explicit_effect(model, x, y, draws):
     back("mean of all k + 2", "gradients.mean(0)", ["mean", "spread"], "not for the mean"),
     split("forgot ½", "[up + down, up - down]", ["parts"], "½ is missing"),
     split("exchanged", "[(up - down) / 2, (up + down) / 2]", ["parts"], "changed places"),
-    split("sign of the odd part", "[(up + down) / 2, (down - up) / 2]", ["parts"], "up less down"),
+    split("sign of the odd part", "[(up + down) / 2, (down - up) / 2]", ["parts"], "up minus down"),
     interval(
         "second less first",
         f"[(second - first).mean(), {T} * (first - second).std() / {ROOT}]",
         ["interval"],
-        "first less the second",
+        "first minus the second",
     ),
     interval(
         "unpaired",

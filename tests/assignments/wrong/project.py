@@ -363,7 +363,7 @@ WRONG = [
         "ratio, no logarithm",
         "compare",
         {"compare-pairs"},
-        "ratio less 1",
+        "ratio minus 1",
         ("[logs.mean()", "[logs.exp().mean() - 1"),
     ),
     wrong(

@@ -225,7 +225,7 @@ def test_a_folder_without_the_corpus_leads_to_the_download(folder, server):
 
 def test_a_folder_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("DROPREG_DATA", "no/such/folder")
-    with pytest.raises(DataError, match="'no/such/folder', which is no folder"):
+    with pytest.raises(DataError, match="'no/such/folder', which is not a folder"):
         fetch.read(small_source())
 
 
@@ -266,7 +266,7 @@ def bit_flipped():
 )
 def test_a_damaged_archive_is_refused(folder, damage):
     (folder / "mini.zip").write_bytes(damage())
-    with pytest.raises(DataError, match=r"mini.zip is damaged or no plain zip archive"):
+    with pytest.raises(DataError, match=r"mini.zip is damaged or not a plain zip archive"):
         fetch.read(small_source())
 
 

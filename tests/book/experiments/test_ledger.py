@@ -11,18 +11,8 @@ import pytest
 import scipy.stats
 
 from dropreg.book.experiments import EXPERIMENTS, Record, Size, Store
-from dropreg.book.experiments.ledger import (
-    CLAIMS,
-    Claim,
-    Epoch,
-    Expected,
-    Verdict,
-    curve,
-    judge,
-    report,
-    rows,
-    verdict,
-)
+from dropreg.book.experiments.claims import CLAIMS, Claim, Expected
+from dropreg.book.experiments.ledger import Epoch, Verdict, judge, report, rows, verdict
 from dropreg.book.experiments.records import results_folder
 from dropreg.errors import InputError
 
@@ -32,7 +22,15 @@ PAGE = build_book.ROOT / "book/reference/ledger.ipynb"
 
 
 def claim(expected, margin=0.02):
-    return Claim("", "", "", "even-odd", "even", "Dropout_1", expected, margin)
+    return Claim(
+        text="",
+        source="",
+        experiment="even-odd",
+        first="even",
+        second="Dropout_1",
+        expected=expected,
+        margin=margin,
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,11 +121,11 @@ def test_what_was_stopped_is_shown_and_not_judged(made_up):
 
 def test_curves_have_the_epochs_that_were_looked_at(made_up):
     by_name = {row.arm: row for row in rows(EXPERIMENTS["even-odd"], Size.TINY, made_up)}
-    epochs, perplexities = curve(by_name["even"])
+    epochs, perplexities = by_name["even"].curve()
     assert epochs.tolist() == [1, 3]
     assert perplexities.tolist() == [[50, 60], [60, 70], [70, 80]]
     with pytest.raises(InputError, match="no run of 'none'"):
-        curve(by_name["none"])
+        by_name["none"].curve()
 
 
 def test_claims_name_arms_that_exist():

@@ -42,9 +42,9 @@ def linear(w: Weights, name: str, x: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------ MLP
 
 
-def mlp_net(w: Weights, inputs: tuple[Tensor, None], etas: Etas) -> Tensor:
+def mlp_net(w: Weights, inputs: Tensor, etas: Etas) -> Tensor:
     logits = []
-    for b, h in enumerate(inputs[0]):
+    for b, h in enumerate(inputs):
         for layer, eta in zip((1, 4, 7), etas, strict=True):
             h = linear(w, f"layers.{layer}", h * (1 + eta[b]))
             h = h if layer == 7 else relu(h)
@@ -54,7 +54,7 @@ def mlp_net(w: Weights, inputs: tuple[Tensor, None], etas: Etas) -> Tensor:
 
 def mlp() -> Case:
     model = MLP(3, 4, width=3, input_p=0.2, hidden_p=0.4).double()
-    return Case(model, (normal(2, 3), None), mlp_net, ((2, 3),) * 3, (0.2, 0.4, 0.4))
+    return Case(model, normal(2, 3), mlp_net, ((2, 3),) * 3, (0.2, 0.4, 0.4))
 
 
 # ----------------------------------------------------------------------------- recurrent models
