@@ -75,9 +75,3 @@ def test_the_library_does_without_the_book() -> None:
     for name in ours:
         assert not [other for other in IMPORTS[name] if other.startswith("dropreg.book")], name
     assert not [name for name, others in IMPORTS.items() if "dropreg.__main__" in others]
-
-
-def test_the_five_files_of_one_sitting_stay_under_a_thousand_lines() -> None:
-    five = ("noise", "sites", "losses", "explicit", "implicit")
-    lines = sum(len((PACKAGE / f"{name}.py").read_text("utf-8").splitlines()) for name in five)
-    assert lines < 1000
