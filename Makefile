@@ -27,38 +27,38 @@ env:
 	@$(PYTHON) tools/environment.py
 
 book: env ## execute every notebook and render the book to _build/html
-	@$(BIN)/python tools/build_book.py build --workers $(WORKERS)
+	@$(BIN)/python -m tools.build_book build --workers $(WORKERS)
 
 serve: book ## build the book and serve it on this machine
 	@echo "==> http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 slides: env ## make the slides of three lectures, for _build/slides
-	@$(BIN)/python tools/build_slides.py
+	@$(BIN)/python -m tools.build_slides
 
 assignments: env ## make each assignment for students and for you, for assignments/ and _build/assignments
-	@$(BIN)/python tools/classroom.py build
+	@$(BIN)/python -m assignments.grader build
 
 notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their outputs, to commit
-	@$(BIN)/python tools/build_book.py notebooks $(ONLY) --workers $(WORKERS)
+	@$(BIN)/python -m tools.build_book notebooks $(ONLY) --workers $(WORKERS)
 
 benchmark: env ## time and memory of every method, recorded in results/speed (SIZE=full: the paper's models)
 	@$(BIN)/python -m benchmarks --size $(SIZE)
 
 lint: env ## ruff (docstrings and formatting included) and mypy
-	@$(BIN)/python tools/run_tests.py lint
+	@$(BIN)/python -m tools.run_tests lint
 
 test: env ## everything that is tested, in some 25 minutes (ONLY="lint tests": some parts)
-	@$(BIN)/python tools/run_tests.py --workers $(WORKERS) $(ONLY)
+	@$(BIN)/python -m tools.run_tests --workers $(WORKERS) $(ONLY)
 
 elsewhere: env ## execute the notebooks as on other processors, with two threads and with other seeds
-	@$(BIN)/python tools/elsewhere.py --workers $(WORKERS)
+	@$(BIN)/python -m tools.elsewhere --workers $(WORKERS)
 
 colab: env ## run every notebook as Colab does: alone, the package installed by its first cell
 	@DROPREG_COLAB=all $(BIN)/pytest tests/colab
 
 links: env ## ask every address outside the book whether it still answers
-	@$(BIN)/python tools/build_book.py links
+	@$(BIN)/python -m tools.build_book links
 
 clean: ## remove what was built (the environment stays)
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

@@ -25,12 +25,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import equations
 import nbclient
 import nbformat
-import times
 import yaml
 from playwright.sync_api import sync_playwright
+
+from tools import equations, times
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "_build"

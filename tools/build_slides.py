@@ -31,11 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import bs4
-import build_book
-import equations
 import jinja2
 import nbformat
 import yaml
+
+from tools import build_book, equations
 
 SOURCES = build_book.ROOT / "slides"
 SLIDES = build_book.BUILD / "slides"

@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-import build_book
 import nbformat
 import torch
+
+from tools import build_book
 
 STARTUP = Path(__file__).with_name("elsewhere_startup.py")
 # Instruction sets, weakest first: PyTorch's name, and what asks PyTorch, MKL and oneDNN for each.
@@ -122,7 +123,8 @@ def main() -> None:
             for each in found:
                 print(f"==> MOVED: {name}, {each.cell}, under {condition}\n{each.report}\n")
             if found:
-                print(f"==> Again: python tools/elsewhere.py {name} --conditions {condition}")
+                again = f"{name} --conditions {condition}"
+                print(f"==> Again: .venv/bin/python -m tools.elsewhere {again}")
     print(f"==> {len(runs)} executions, {total} cells moved")
     sys.exit(total > 0)
 

@@ -2,11 +2,11 @@
 
 On a machine with PyTorch and nothing of ours, from the top of the repository:
 
-    PYTHONPATH=. DROPREG_DATA=FOLDER DROPREG_COMMIT=HASH python tools/gpu.py --minutes 9 --out OUT
+    DROPREG_DATA=FOLDER DROPREG_COMMIT=HASH python -m tools.gpu --minutes 9 --out OUT
 
 FOLDER holds ptb.zip. HASH is the commit; where git can be asked it is not needed. Back home:
 
-    python tools/gpu.py take OUT
+    .venv/bin/python -m tools.gpu take OUT
 
 checks what has come back and puts it where it belongs: measurements to results/, to be committed,
 checkpoints to runs/. `--resume FOLDER` goes on from the checkpoints that lie in or below FOLDER.

@@ -13,7 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import elsewhere
+from tools import elsewhere
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -30,7 +30,7 @@ def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
         ),
         "book": (
             "Every notebook executed, every page rendered",
-            [["python", "tools/build_book.py", "build", "--workers", str(workers)]],
+            [["python", "-m", "tools.build_book", "build", "--workers", str(workers)]],
             {},
         ),
         "notebooks": (
@@ -41,7 +41,7 @@ def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
         ),
         "assignments": (
             "Assignments: solution and empty notebook, from the source to the marks",
-            [["python", "tools/classroom.py", "build", "--check"]],
+            [["python", "-m", "assignments.grader", "build", "--check"]],
             {},
         ),
         "tests": (

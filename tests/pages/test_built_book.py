@@ -5,15 +5,14 @@ import re
 from functools import cache
 from urllib.parse import unquote, urlsplit
 
-import build_book
 import nbformat
 import pytest
-import times
 import yaml
 from bs4 import BeautifulSoup
 from pypdf import PdfReader
 
 import dropreg
+from tools import build_book, times
 
 HTML = build_book.HTML
 PAGES = [f"{page}.html" for page in build_book.read_toc()]

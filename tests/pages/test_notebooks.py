@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-import build_book
-import equations
 import nbformat
 import pytest
 import yaml
+
+from tools import build_book, equations
 
 CHAPTERS = {str(path.relative_to(build_book.ROOT)): path for path in build_book.chapters()}
 REPOSITORY = yaml.safe_load((build_book.ROOT / "_config.yml").read_text("utf-8"))["repository"]

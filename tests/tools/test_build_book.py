@@ -3,13 +3,13 @@
 import textwrap
 from pathlib import Path
 
-import build_book
 import nbformat
 import pytest
-import times
 import yaml
 from nbclient.exceptions import CellExecutionError
 from nbformat import v4
+
+from tools import build_book, times
 
 
 @pytest.fixture

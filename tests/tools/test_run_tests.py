@@ -4,7 +4,8 @@ import re
 import sys
 
 import pytest
-import run_tests
+
+from tools import run_tests
 
 FAILS = [sys.executable, "-c", "print('seen'); raise SystemExit(3)"]
 

@@ -2,7 +2,7 @@
 
 `make assignments` runs `build`. An instructor grades with
 
-    .venv/bin/python tools/classroom.py grade ~/course masks ~/Downloads/masks
+    .venv/bin/python -m assignments.grader grade ~/course masks ~/Downloads/masks
 
 which collects, tests, and leaves feedback pages and marks.csv in the course folder; manual marks
 are given in nbgrader's formgrader, and `marks` writes both again afterwards.
@@ -25,8 +25,13 @@ from typing import Any
 
 import nbclient
 import nbformat
-from build_book import BUILD, ROOT, code_hash, surroundings_hash
-from grading import (
+from nbgrader import utils
+from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.apps import NbGraderAPI
+from sqlalchemy.exc import SAWarning
+from traitlets.config import Config
+
+from assignments.grader.grading import (
     GradeInSandbox,
     align,
     local_answers,
@@ -34,12 +39,8 @@ from grading import (
     run_tests,
     test_names,
 )
-from nbgrader import utils
-from nbgrader.api import Gradebook, MissingEntry
-from nbgrader.apps import NbGraderAPI
-from sandbox import isolation_works
-from sqlalchemy.exc import SAWarning
-from traitlets.config import Config
+from assignments.grader.sandbox import isolation_works
+from tools.build_book import BUILD, ROOT, code_hash, surroundings_hash
 
 SOURCES = ROOT / "assignments" / "source"
 STUDENT = ROOT / "assignments" / "student"  # committed: what Colab opens
@@ -123,8 +124,8 @@ def set_up(course: Path, names: list[str], sources: Path = SOURCES) -> None:
     course.mkdir(parents=True, exist_ok=True)
     lines = (
         "import sys\nfrom pathlib import Path",
-        f"sys.path.insert(0, {str(ROOT / 'tools')!r})",
-        "import classroom",
+        f"sys.path.insert(0, {str(ROOT)!r})",
+        "from assignments.grader import classroom",
         "classroom.configure(get_config(), Path(__file__).resolve().parent)\n",
     )
     (course / "nbgrader_config.py").write_text("\n".join(lines), "utf-8")
@@ -340,7 +341,9 @@ def attempt(name: str, seeds: int = 5) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m assignments.grader",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="make all versions of all assignments")

@@ -1,0 +1,5 @@
+"""What `make` calls, run from the top of the repository as `python -m tools.NAME`.
+
+`environment.py` and `colab.py` run under a Python that has nothing of ours, as files, and so import
+nothing from here.
+"""
