@@ -3,3 +3,8 @@
 `environment.py` and `colab.py` run under a Python that has nothing of ours, as files, and so import
 nothing from here.
 """
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The top of the repository."""

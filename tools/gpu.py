@@ -43,8 +43,8 @@ from dropreg.book.experiments import EXPERIMENTS, Record, Run, Size, Store, trai
 from dropreg.book.experiments.records import commit, read_record, results_folder, write_whole
 from dropreg.book.experiments.tasks import texts
 from dropreg.errors import DropregError
+from tools import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = EXPERIMENTS["first-epochs"]
 # Of the whole time, and the most and the fewest seconds; training has the rest.
 SHARES = {"tests": (0.10, 35.0), "gradients": (0.10, 25.0), "cost": (0.25, 120.0)}

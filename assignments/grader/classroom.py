@@ -40,11 +40,12 @@ from assignments.grader.grading import (
     test_names,
 )
 from assignments.grader.sandbox import isolation_works
-from tools.build_book import BUILD, ROOT, code_hash, surroundings_hash
+from tools import ROOT
+from tools.cache_key import cache_key
 
 SOURCES = ROOT / "assignments" / "source"
 STUDENT = ROOT / "assignments" / "student"  # committed: what Colab opens
-OUT = BUILD / "assignments"
+OUT = ROOT / "_build" / "assignments"
 # nbgrader calls a program that is installed beside the interpreter.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 HIDDEN = re.compile(r"^[ \t]*### (BEGIN|END) (HIDDEN TESTS|SOLUTION)[ \t]*\n?", re.MULTILINE)
@@ -154,7 +155,7 @@ def solved(name: str) -> Any:
 
 def execute(notebook: Any, kept: Path) -> None:
     """Run the instructor's version and keep it with its outputs."""
-    key = f"{surroundings_hash()} {code_hash(notebook)}"
+    key = cache_key(notebook)
     if kept.exists() and nbformat.read(kept, as_version=4).metadata.get("key") == key:
         return
     client = nbclient.NotebookClient(
