@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides assignments notebooks benchmark test elsewhere colab links lint clean
+.PHONY: help env book serve slides assignments notebooks benchmark test elsewhere colab links hooks lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their 
 
 benchmark: env ## time and memory of every method, recorded in results/speed (SIZE=full: the paper's models)
 	@$(BIN)/python -m benchmarks --size $(SIZE)
+
+hooks: env ## have git check and mend what you commit, before each commit
+	@git config core.hooksPath .githooks
 
 lint: env ## ruff (docstrings and formatting included) and mypy
 	@$(BIN)/python -m tools.run_tests lint

@@ -28,7 +28,8 @@ import yaml
 from playwright.sync_api import sync_playwright
 
 from tools import ROOT, equations, times
-from tools.cache_key import cache_key, code_hash, code_of
+from tools.cache_key import cache_key
+from tools.notebooks import clean, code_hash, code_of
 
 BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"
@@ -47,8 +48,6 @@ CELL_TIMEOUT = 600
 # The figure of the first page: made by the cell that carries this tag.
 LANDING_TAG = "landing-page"
 LANDING_FIGURE = Path("book/_static/finding.png")
-# What editors and executors leave in a cell and no reader needs.
-NOISE = ("ExecuteTime", "colab", "collapsed", "execution", "outputId", "scrolled")
 
 
 def pages(toc: Any) -> Iterator[str]:
@@ -146,19 +145,12 @@ def fill(notebook: Any, executed: Any) -> None:
     """Put the outputs of an execution into a notebook of the same code, and clean its metadata."""
     done = iter(cell for cell in executed.cells if cell.cell_type == "code")
     for cell in notebook.cells:
-        for key in NOISE:
-            cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             result = next(done)
             cell.outputs, cell.execution_count = result.outputs, result.execution_count
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-            # Lets a test see that code was edited after its outputs were made.
-            "executed_code": code_hash(notebook),
-        }
-    )
+    # Lets a test see that code was edited after its outputs were made.
+    notebook.metadata.executed_code = code_hash(notebook)
+    clean(notebook)
 
 
 def landing_figure(notebooks: dict[Path, Any]) -> bytes:

@@ -17,18 +17,11 @@ from typing import Any
 from IPython.core.inputtransformer2 import TransformerManager
 
 from tools import ROOT
+from tools.notebooks import code_hash, code_of
 
 PACKAGE = "dropreg"
 # The only part of the package that knows where the results lie.
 READS_RESULTS = "dropreg.book.experiments"
-
-
-def code_of(notebook: Any) -> list[str]:
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def code_hash(notebook: Any) -> str:
-    return hashlib.sha256("\0".join(code_of(notebook)).encode()).hexdigest()
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import yaml
 from nbclient.exceptions import CellExecutionError
 from nbformat import v4
 
-from tools import build_book, times
+from tools import build_book, notebooks, times
 
 
 def notebook(code="1 + 1", text="Text."):
@@ -29,7 +29,7 @@ def test_outputs_are_not_stored_over_an_edit(tmp_path, monkeypatch):
     nbformat.write(notebook(code="edited"), path)
     with pytest.raises(SystemExit, match=r"chapter\.ipynb was edited"):
         build_book.store({path: notebook(code="as it ran")})
-    assert build_book.code_of(nbformat.read(path, as_version=4)) == ["edited"]
+    assert notebooks.code_of(nbformat.read(path, as_version=4)) == ["edited"]
 
 
 def test_a_kernel_that_dies_gets_a_second_chance(tmp_path):
@@ -53,7 +53,7 @@ def test_outputs_land_in_their_cells_and_noise_goes():
     build_book.fill(source, executed)
     assert source.cells[1].outputs == executed.cells[1].outputs
     assert source.cells[1].metadata == {"tags": ["remove-cell"]}
-    assert source.metadata.executed_code == build_book.code_hash(source)
+    assert source.metadata.executed_code == notebooks.code_hash(source)
 
 
 def test_a_failed_cell_stops_the_build_and_the_old_book_stays(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 from nbformat import v4
 
-from tools import cache_key
+from tools import cache_key, notebooks
 
 TREE = {
     "requirements.txt": "torch",
@@ -125,7 +125,7 @@ def test_code_decides_and_text_does_not(tree):
 def test_chapters_find_the_results_only_through_what_reads_them():
     """Else a new row would not execute them."""
     for path in (cache_key.ROOT / "book").rglob("*.ipynb"):
-        assert "results/" not in "".join(cache_key.code_of(v4.reads(path.read_text("utf-8"))))
+        assert "results/" not in "".join(notebooks.code_of(v4.reads(path.read_text("utf-8"))))
     for path in (cache_key.ROOT / "dropreg").rglob("*.py"):
         if "results_folder" in path.read_text("utf-8"):
             assert "dropreg/book/experiments/" in path.as_posix()
