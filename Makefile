@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides assignments notebooks benchmark test elsewhere colab links hooks lint clean
+.PHONY: help env book serve slides assignments notebooks benchmark check test elsewhere colab links hooks lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ hooks: env ## have git check and mend what you commit, before each commit
 
 lint: env ## ruff (docstrings and formatting included) and mypy
 	@$(BIN)/python -m tools.run_tests lint
+
+check: env ## what takes no two minutes: style, types, most tests of the library
+	@$(BIN)/python -m tools.run_tests check --workers $(WORKERS)
 
 test: env ## everything that is tested, in some 25 minutes (ONLY="lint tests": some parts)
 	@$(BIN)/python -m tools.run_tests --workers $(WORKERS) $(ONLY)
