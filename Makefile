@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides assignments notebooks benchmark check test elsewhere colab links hooks lint clean
+.PHONY: help env book serve slides assignments notebooks benchmark check test elsewhere colab links hooks pins lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,9 @@ benchmark: env ## time and memory of every method, recorded in results/speed (SI
 
 hooks: env ## have git check and mend what you commit, before each commit
 	@git config core.hooksPath .githooks
+
+pins: ## make requirements.txt again, after a change of what pyproject.toml asks for
+	@$(BIN)/python -m tools.pins
 
 lint: env ## ruff (docstrings and formatting included) and mypy
 	@$(BIN)/python -m tools.run_tests lint
