@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides assignments notebooks benchmark test elsewhere colab links lint clean
+.PHONY: help env book serve slides assignments notebooks benchmark check test elsewhere colab links hooks pins lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -27,38 +27,47 @@ env:
 	@$(PYTHON) tools/environment.py
 
 book: env ## execute every notebook and render the book to _build/html
-	@$(BIN)/python tools/build_book.py build --workers $(WORKERS)
+	@$(BIN)/python -m tools.build_book build --workers $(WORKERS)
 
 serve: book ## build the book and serve it on this machine
 	@echo "==> http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 slides: env ## make the slides of three lectures, for _build/slides
-	@$(BIN)/python tools/build_slides.py
+	@$(BIN)/python -m tools.build_slides
 
 assignments: env ## make each assignment for students and for you, for assignments/ and _build/assignments
-	@$(BIN)/python tools/classroom.py build
+	@$(BIN)/python -m assignments.grader build
 
 notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their outputs, to commit
-	@$(BIN)/python tools/build_book.py notebooks $(ONLY) --workers $(WORKERS)
+	@$(BIN)/python -m tools.build_book notebooks $(ONLY) --workers $(WORKERS)
 
 benchmark: env ## time and memory of every method, recorded in results/speed (SIZE=full: the paper's models)
 	@$(BIN)/python -m benchmarks --size $(SIZE)
 
+hooks: env ## have git check and mend what you commit, before each commit
+	@git config core.hooksPath .githooks
+
+pins: ## make requirements.txt again, after a change of what pyproject.toml asks for
+	@$(BIN)/python -m tools.pins
+
 lint: env ## ruff (docstrings and formatting included) and mypy
-	@$(BIN)/python tools/run_tests.py lint
+	@$(BIN)/python -m tools.run_tests lint
+
+check: env ## what takes no two minutes: style, types, most tests of the library
+	@$(BIN)/python -m tools.run_tests check --workers $(WORKERS)
 
 test: env ## everything that is tested, in some 25 minutes (ONLY="lint tests": some parts)
-	@$(BIN)/python tools/run_tests.py --workers $(WORKERS) $(ONLY)
+	@$(BIN)/python -m tools.run_tests --workers $(WORKERS) $(ONLY)
 
 elsewhere: env ## execute the notebooks as on other processors, with two threads and with other seeds
-	@$(BIN)/python tools/elsewhere.py --workers $(WORKERS)
+	@$(BIN)/python -m tools.elsewhere --workers $(WORKERS)
 
 colab: env ## run every notebook as Colab does: alone, the package installed by its first cell
 	@DROPREG_COLAB=all $(BIN)/pytest tests/colab
 
 links: env ## ask every address outside the book whether it still answers
-	@$(BIN)/python tools/build_book.py links
+	@$(BIN)/python -m tools.build_book links
 
 clean: ## remove what was built (the environment stays)
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

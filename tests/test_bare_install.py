@@ -151,6 +151,7 @@ def test_with_scikit_learn_the_digits_load(bare, tmp_path):
     assert run(folder, "-c", code, cwd=tmp_path) == "torch.Size([200, 64])\n"
 
 
+@pytest.mark.slow
 def test_the_command_line_lists_and_trains(bare, tmp_path):
     listed = run(bare, "-m", "dropreg", "list", cwd=tmp_path)
     assert [line.split()[0] for line in listed.splitlines()] == list(EXPERIMENTS)

@@ -112,6 +112,7 @@ def _worker(rank: int, folder: str) -> None:
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch without distributed")
+@pytest.mark.slow
 def test_two_processes_give_the_gradients_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_worker, (str(tmp_path),), nprocs=2)
     ours = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

@@ -4,16 +4,13 @@
 `notebooks` stores the outputs of the same execution in book/, for Colab's and GitHub's readers.
 `links` asks each address outside the book whether it answers (a scheduled workflow does this).
 
-An execution is kept in _build/executed under a key made of the notebook's code and of all that the
-code reads: the library, the result tables, the pinned environment. So an edited notebook executes
-alone, and an edited library executes everything: no page shows what an older library printed.
+An execution is kept in _build/executed, until what decides its outputs changes: see cache_key.py.
 """
 
 import argparse
 import base64
 import concurrent.futures
 import datetime
-import hashlib
 import os
 import platform
 import shutil
@@ -25,14 +22,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import equations
 import nbclient
 import nbformat
-import times
 import yaml
 from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).resolve().parent.parent
+from tools import ROOT, equations, times
+from tools.cache_key import cache_key
+from tools.notebooks import clean, code_hash, code_of
+
 BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"
 HTML = BUILD / "html"
@@ -50,8 +48,6 @@ CELL_TIMEOUT = 600
 # The figure of the first page: made by the cell that carries this tag.
 LANDING_TAG = "landing-page"
 LANDING_FIGURE = Path("book/_static/finding.png")
-# What editors and executors leave in a cell and no reader needs.
-NOISE = ("ExecuteTime", "colab", "collapsed", "execution", "outputId", "scrolled")
 
 
 def pages(toc: Any) -> Iterator[str]:
@@ -77,31 +73,9 @@ def chapters(root: Path = ROOT) -> list[Path]:
     return [path for path in paths if path.exists()]
 
 
-def code_of(notebook: Any) -> list[str]:
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def code_hash(notebook: Any) -> str:
-    return hashlib.sha256("\0".join(code_of(notebook)).encode()).hexdigest()
-
-
-def surroundings_hash(root: Path = ROOT) -> str:
-    """Hash everything but its own code that decides what a notebook prints."""
-    digest = hashlib.sha256()
-    files = [root / "requirements.txt"]
-    for folder in ("dropreg", "results"):
-        files += sorted(p for p in (root / folder).rglob("*") if p.is_file())
-    for path in files:
-        if "__pycache__" not in path.parts:
-            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
-def cache_name(notebook: Any, surroundings: str) -> str:
-    return (
-        hashlib.sha256(f"processor time {surroundings} {code_hash(notebook)}".encode()).hexdigest()
-        + ".ipynb"
-    )
+def kept_at(notebook: Any) -> Path:
+    """Say where the execution of a notebook is kept."""
+    return EXECUTED / f"{cache_key(notebook)}.ipynb"
 
 
 def execute(notebook: Any, folder: Path, kept: Path) -> float:
@@ -138,9 +112,8 @@ def execute(notebook: Any, folder: Path, kept: Path) -> float:
 def execute_all(paths: list[Path], workers: int) -> dict[Path, Any]:
     """Return each notebook with fresh outputs, executing those which are not kept already."""
     EXECUTED.mkdir(parents=True, exist_ok=True)
-    surroundings = surroundings_hash()
     notebooks = {path: nbformat.read(path, as_version=4) for path in paths}
-    kept = {path: EXECUTED / cache_name(nb, surroundings) for path, nb in notebooks.items()}
+    kept = {path: kept_at(nb) for path, nb in notebooks.items()}
     todo = [path for path in notebooks if not kept[path].exists()]
     print(f"==> Executing {len(todo)} of {len(notebooks)} notebooks, {workers} at once", flush=True)
     failed = []
@@ -172,19 +145,12 @@ def fill(notebook: Any, executed: Any) -> None:
     """Put the outputs of an execution into a notebook of the same code, and clean its metadata."""
     done = iter(cell for cell in executed.cells if cell.cell_type == "code")
     for cell in notebook.cells:
-        for key in NOISE:
-            cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             result = next(done)
             cell.outputs, cell.execution_count = result.outputs, result.execution_count
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-            # Lets a test see that code was edited after its outputs were made.
-            "executed_code": code_hash(notebook),
-        }
-    )
+    # Lets a test see that code was edited after its outputs were made.
+    notebook.metadata.executed_code = code_hash(notebook)
+    clean(notebook)
 
 
 def landing_figure(notebooks: dict[Path, Any]) -> bytes:

@@ -31,15 +31,15 @@ from pathlib import Path
 from typing import Any
 
 import bs4
-import build_book
-import equations
 import jinja2
 import nbformat
 import yaml
 
-SOURCES = build_book.ROOT / "slides"
+from tools import ROOT, build_book, equations
+
+SOURCES = ROOT / "slides"
 SLIDES = build_book.BUILD / "slides"
-SETTINGS = yaml.safe_load((build_book.ROOT / "_config.yml").read_text("utf-8"))
+SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
 
 NUMBER = r"([+-]?\d(?:[\d.,]*\d)?(?: ± [\d.]*\d)?)"
 
@@ -186,7 +186,7 @@ def render(source: Path, slides: Path) -> None:
     made = source.with_name(f"{source.name}-made")
     shutil.rmtree(made, ignore_errors=True)
     sphinx = (sys.executable, "-m", "sphinx", "-b", "revealjs", "-E", "-W", "--keep-going", "-q")
-    path = os.pathsep.join((str(build_book.ROOT / "book" / "_ext"), *sys.path))
+    path = os.pathsep.join((str(ROOT / "book" / "_ext"), *sys.path))
     result = subprocess.run(
         (*sphinx, "-d", made / ".doctrees", source, made), env=os.environ | {"PYTHONPATH": path}
     )
@@ -199,7 +199,7 @@ def render(source: Path, slides: Path) -> None:
 
 def stored() -> dict[str, Any]:
     """Read the chapters with their committed outputs, under the names that slides use."""
-    book = build_book.ROOT / "book"
+    book = ROOT / "book"
     return {
         path.relative_to(book).with_suffix("").as_posix(): nbformat.read(path, as_version=4)
         for path in build_book.chapters()

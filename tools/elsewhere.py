@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-import build_book
 import nbformat
 import torch
+
+from tools import ROOT, build_book
 
 STARTUP = Path(__file__).with_name("elsewhere_startup.py")
 # Instruction sets, weakest first: PyTorch's name, and what asks PyTorch, MKL and oneDNN for each.
@@ -78,7 +79,7 @@ def moved(path: Path, condition: str) -> list[Moved]:
         result = subprocess.run(
             (sys.executable, "-m", "pytest", path, *options),
             env=os.environ | {"IPYTHONDIR": folder} | environment(condition),
-            cwd=build_book.ROOT,
+            cwd=ROOT,
             capture_output=True,
             text=True,
         )
@@ -115,14 +116,15 @@ def main() -> None:
         runs = {pool.submit(moved, path, c): (path, c) for c in conditions for path in paths}
         for run in concurrent.futures.as_completed(runs):
             path, condition = runs[run]
-            name = os.path.relpath(path, build_book.ROOT)
+            name = os.path.relpath(path, ROOT)
             found = run.result()
             total += len(found)
             print(f"    {condition}: {name}: {len(found)} moved", flush=True)
             for each in found:
                 print(f"==> MOVED: {name}, {each.cell}, under {condition}\n{each.report}\n")
             if found:
-                print(f"==> Again: python tools/elsewhere.py {name} --conditions {condition}")
+                again = f"{name} --conditions {condition}"
+                print(f"==> Again: .venv/bin/python -m tools.elsewhere {again}")
     print(f"==> {len(runs)} executions, {total} cells moved")
     sys.exit(total > 0)
 

@@ -2,11 +2,11 @@
 
 On a machine with PyTorch and nothing of ours, from the top of the repository:
 
-    PYTHONPATH=. DROPREG_DATA=FOLDER DROPREG_COMMIT=HASH python tools/gpu.py --minutes 9 --out OUT
+    DROPREG_DATA=FOLDER DROPREG_COMMIT=HASH python -m tools.gpu --minutes 9 --out OUT
 
 FOLDER holds ptb.zip. HASH is the commit; where git can be asked it is not needed. Back home:
 
-    python tools/gpu.py take OUT
+    .venv/bin/python -m tools.gpu take OUT
 
 checks what has come back and puts it where it belongs: measurements to results/, to be committed,
 checkpoints to runs/. `--resume FOLDER` goes on from the checkpoints that lie in or below FOLDER.
@@ -43,13 +43,13 @@ from dropreg.book.experiments import EXPERIMENTS, Record, Run, Size, Store, trai
 from dropreg.book.experiments.records import commit, read_record, results_folder, write_whole
 from dropreg.book.experiments.tasks import texts
 from dropreg.errors import DropregError
+from tools import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = EXPERIMENTS["first-epochs"]
 # Of the whole time, and the most and the fewest seconds; training has the rest.
 SHARES = {"tests": (0.10, 35.0), "gradients": (0.10, 25.0), "cost": (0.25, 120.0)}
 FEWEST = 20.0
-TESTS = ("test_devices", "test_explicit", "test_sites", "test_integration")
+TESTS = ("test_devices", "test_explicit", "control/test_passes", "test_integration")
 ROWS, README = "results.zip", "README.md"
 # What a lender lets come back.
 MAX_FILES, MAX_BYTES = 8, 16 * 2**20

@@ -1,6 +1,7 @@
 """Run everything that is tested, part by part, and say at the end which part failed.
 
 A part that fails does not keep the others from running. `make test ONLY="lint book"` runs some.
+`make check`, for while one works, runs what of it takes no two minutes.
 Parts that use one core run beside those that leave one idle at times; what they print is shown when
 they have ended.
 """
@@ -13,47 +14,50 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import elsewhere
+from tools import ROOT, elsewhere
 
-ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
+
+CHECK = "check"
+BESIDE = ("lint", "assignments")
+ALONE = "tests"  # some of them look at the clock
+NOT_OF_THE_LIBRARY = ("assignments", "browser", "colab", "pages", "tools")
 
 
 def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]]:
     """For each part what it does, its commands, and what is set for them."""
-    by_file = ["--dist", "loadfile"]
+    lint = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
+    side_by_side = ["-n", str(workers), "--dist", "loadfile"]
+    library = ["-m", "not slow", *(f"--ignore=tests/{folder}" for folder in NOT_OF_THE_LIBRARY)]
     return {
-        "lint": (
-            "Style, docstrings and types",
-            [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
+        CHECK: (
+            "Style, types, the library's tests but the slow ones, the examples of docstrings",
+            [*lint, ["pytest", *side_by_side, "-q", *library]],
             {},
         ),
+        "lint": ("Style, docstrings and types", lint, {}),
         "book": (
             "Every notebook executed, every page rendered",
-            [["python", "tools/build_book.py", "build", "--workers", str(workers)]],
+            [["python", "-m", "tools.build_book", "build", "--workers", str(workers)]],
             {},
         ),
         "notebooks": (
             "Notebooks against their committed outputs, with plain kernels",
-            [["pytest", "book", "--nbval-lax", "-n", str(workers), *by_file]],
+            [["pytest", "book", "--nbval-lax", *side_by_side]],
             # The book is executed by this machine's own: so two instruction sets are compared.
             elsewhere.environment("plain"),
         ),
         "assignments": (
             "Assignments: solution and empty notebook, from the source to the marks",
-            [["python", "tools/classroom.py", "build", "--check"]],
+            [["python", "-m", "assignments.grader", "build", "--check"]],
             {},
         ),
         "tests": (
             "Library, tools, built book, browser",
-            [["pytest", "-n", str(workers), *by_file, "--cov"]],
+            [["pytest", *side_by_side, "--cov"]],
             {},
         ),
     }
-
-
-BESIDE = ("lint", "assignments")
-ALONE = "tests"  # some of them look at the clock
 
 
 def run(
@@ -83,7 +87,8 @@ def part(name: str, workers: int, *, quietly: bool = False) -> tuple[str, str]:
     well, printed = run(commands, settings, quietly=quietly)
     minutes, seconds = divmod(round(time.monotonic() - begun), 60)
     verdict = "passed" if well else "FAILED"
-    return f"    {verdict}  {name:12} {minutes:2}:{seconds:02}  make test ONLY={name}", printed
+    again = "make check" if name == CHECK else f"make test ONLY={name}"
+    return f"    {verdict}  {name:12} {minutes:2}:{seconds:02}  {again}", printed
 
 
 def main() -> None:
@@ -94,8 +99,9 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.only) - known.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    chosen = [name for name in known if name in options.only or not options.only]
-    if chosen == list(known):
+    everything = [name for name in known if name != CHECK]
+    chosen = [name for name in known if name in (options.only or everything)]
+    if not options.only:
         print("==> About 25 minutes on two cores; less where notebooks are executed already")
     lines: dict[str, str] = {}
 

@@ -1,7 +1,7 @@
 """A class of simulated students for assignment 1: good, partial, mistaken, untidy, hostile.
 
-`python tests/assignments/simulated.py FOLDER` writes the notebooks of 30 into a folder, to be
-graded with `tools/classroom.py grade`; the tests grade some of them.
+`.venv/bin/python tests/assignments/simulated.py FOLDER` writes the notebooks of 30 into a folder,
+to be graded with `python -m assignments.grader grade`; the tests grade some of them.
 """
 
 import copy
@@ -13,10 +13,9 @@ from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell
+from wrong import masks
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2] / "tools")]
-import classroom  # noqa: E402
-from wrong import masks  # noqa: E402
+from assignments.grader import classroom
 
 REGION = re.compile(r"[ ]*### (BEGIN|END) SOLUTION\n?")
 

@@ -8,13 +8,14 @@ import sys
 import tarfile
 import zipfile
 
-import build_book
-import classroom
 import nbclient
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbgrader import utils
+
+from assignments.grader import classroom
+from tools import build_book
 
 NAMES = classroom.assignments()
 REGION = re.compile(r"### BEGIN (?:SOLUTION|HIDDEN TESTS)(.*?)### END", re.DOTALL)

@@ -5,24 +5,25 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
 
-import classroom
-import grading
 import nbformat
 import pytest
 import simulated
 from bs4 import BeautifulSoup
 from nbgrader.api import Gradebook
-from sandbox import Limits, isolation_works
 from wrong import masks
+
+from assignments.grader import classroom, grading
+from assignments.grader.sandbox import Limits, isolation_works
 
 pytestmark = pytest.mark.skipif(
     not isolation_works() and os.environ.get("CI") != "true",
     reason="needs bubblewrap (Debian and Ubuntu: apt-get install bubblewrap)",
 )
 POINTS = 30
-# Of the class of 30, which tools/classroom.py grades in minutes, one of each kind.
+# Of the class of 30, which is graded in minutes, one of each kind.
 GRADED = (
     "good_0", "partial_0", "mistaken_00", "mistaken_11", "untouched", "colab", "stripped", "untidy",
     "tampered", "hostile_0", "hostile_1", "broken", "empty",
@@ -204,6 +205,21 @@ def test_a_folder_as_nbgrader_collects_it_may_hold_other_assignments(tmp_path):
 def test_what_was_handed_in_is_never_written_over(tmp_path):
     with pytest.raises(SystemExit, match="Move it out"):
         classroom.grade(tmp_path, "masks", tmp_path / "submitted", isolated=True)
+
+
+def test_nbgrader_finds_the_grader_from_a_course_folder(tmp_path):
+    """As JupyterLab does for the formgrader: started there, by a Python that knows no path here."""
+    classroom.set_up(tmp_path, [])
+    code = (
+        "from traitlets.config import PyFileConfigLoader\n"
+        "c = PyFileConfigLoader('nbgrader_config.py').load_config()\n"
+        "print(c.CourseDirectory.root, c.Autograde.autograde_preprocessors[0].__module__)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    printed = subprocess.run(
+        (sys.executable, "-c", code), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert printed.stdout.split() == [str(tmp_path), "assignments.grader.grading"], printed.stderr
 
 
 def test_an_empty_folder_is_said(tmp_path):

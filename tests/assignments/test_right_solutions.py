@@ -2,10 +2,11 @@
 
 import importlib
 
-import classroom
 import pytest
 from test_wrong_solutions import FRESH, source, with_function
 from wrong.case import Wrong
+
+from assignments.grader import classroom
 
 
 def cases():

@@ -5,11 +5,11 @@ import os
 import shutil
 
 import pytest
-import sandbox_child
 import torch
-from sandbox import Limits, NoIsolationError, Sandbox, isolation_works
 
 import dropreg
+from assignments.grader import sandbox_child
+from assignments.grader.sandbox import Limits, NoIsolationError, Sandbox, isolation_works
 from dropreg.book.checks import Fixture, Mistake
 
 NEEDS_BWRAP = pytest.mark.skipif(

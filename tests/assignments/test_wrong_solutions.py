@@ -6,11 +6,11 @@ All in this process, without the sandbox; test_classroom.py runs the whole way.
 import importlib
 import re
 
-import classroom
-import grading
 import nbformat
 import pytest
 from wrong.case import Wrong
+
+from assignments.grader import classroom, grading
 
 FRESH = (11, 12)
 

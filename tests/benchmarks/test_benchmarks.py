@@ -21,6 +21,7 @@ COST = (
 
 
 @pytest.mark.filterwarnings("ignore")  # of BackPACK and curvlinops
+@pytest.mark.slow
 def test_every_workload_at_tiny(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The cost of each method on each workload: times, peaks, table and plot."""
     arguments = ["--size", "tiny", "--rounds", "1", "--results", str(tmp_path)]

@@ -3,9 +3,10 @@
 import os
 from urllib.parse import urljoin
 
-import build_book
 import pytest
 from playwright.sync_api import sync_playwright
+
+from tools import build_book
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
 """Every page in a real browser with no network: math, figures, width, both themes."""
 
-import build_book
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from bs4 import BeautifulSoup
 
 from dropreg.book.interactive import INTERACTIVE_KINDS
+from tools import build_book
 
 PAGES = [f"{page}.html" for page in build_book.read_toc()]
 # Where each kind of figure that can be moved stands.

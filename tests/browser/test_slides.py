@@ -2,8 +2,9 @@
 
 import re
 
-import build_slides
 import pytest
+
+from tools import build_slides
 
 LECTURES = ["lecture1", "lecture2", "lecture3"]
 

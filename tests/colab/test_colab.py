@@ -6,10 +6,11 @@ import subprocess
 import tomllib
 import venv
 
-import build_book
 import pytest
 from environments import link, names_of, required
 from packaging.requirements import Requirement
+
+from tools import build_book
 
 # A chapter with data that Colab has, and the page that reads the recorded runs out of the installed
 # package: a few seconds each. `make colab` runs them all.

@@ -5,15 +5,14 @@ import re
 from functools import cache
 from urllib.parse import unquote, urlsplit
 
-import build_book
 import nbformat
 import pytest
-import times
 import yaml
 from bs4 import BeautifulSoup
 from pypdf import PdfReader
 
 import dropreg
+from tools import build_book, times
 
 HTML = build_book.HTML
 PAGES = [f"{page}.html" for page in build_book.read_toc()]
@@ -195,11 +194,6 @@ def test_the_pdf_holds_the_book():
     assert (HTML / build_book.PDF).stat().st_size < 30_000_000
 
 
-@cache
-def surroundings():
-    return build_book.surroundings_hash()
-
-
 def code_cells(path):
     return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
 
@@ -212,8 +206,7 @@ def printed(cell):
 
 @pytest.mark.parametrize("path", build_book.chapters(), ids=lambda path: path.stem)
 def test_compared_cells_print_on_this_machine_what_is_committed(path):
-    name = build_book.cache_name(nbformat.read(path, as_version=4), surroundings())
-    executed = build_book.EXECUTED / name
+    executed = build_book.kept_at(nbformat.read(path, as_version=4))
     assert executed.is_file(), f"{path.name} has changed since: run `make book`"
     for cell, here in zip(code_cells(path), code_cells(executed), strict=True):
         if "nbval-check-output" in cell.metadata.get("tags", []):

@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 
-import build_book
-import equations
 import nbformat
 import pytest
 import yaml
+
+from tools import build_book, equations, notebooks
 
 CHAPTERS = {str(path.relative_to(build_book.ROOT)): path for path in build_book.chapters()}
 REPOSITORY = yaml.safe_load((build_book.ROOT / "_config.yml").read_text("utf-8"))["repository"]
@@ -57,9 +57,7 @@ def test_executed_in_order_without_error(notebook):
 
 
 def test_outputs_are_of_this_code(notebook):
-    assert notebook.metadata.get("executed_code") == build_book.code_hash(notebook), (
-        "make notebooks"
-    )
+    assert notebook.metadata.get("executed_code") == notebooks.code_hash(notebook), "make notebooks"
 
 
 def test_compared_cells_have_something_to_compare(notebook):

@@ -1,10 +1,13 @@
-"""One address of the repository, everywhere."""
+"""One address of the repository, everywhere; and names that are nobody else's."""
 
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
-import build_book
 import pytest
 import yaml
+
+from tools import build_book
 
 CONFIG = yaml.safe_load((build_book.ROOT / "_config.yml").read_text("utf-8"))
 OTHERS = ["README.md", "CITATION.cff", "pyproject.toml", "intro.md", "_config.yml"]
@@ -23,6 +26,14 @@ def test_every_mention_agrees_with_the_config():
 def test_launch_buttons_find_the_notebooks():
     assert CONFIG["repository"]["path_to_book"] == ""
     assert CONFIG["repository"]["branch"] == "main"
+
+
+@pytest.mark.parametrize("folder", ["tools", "assignments/grader"])
+def test_modules_are_found_in_their_package_only(folder):
+    """`import grading` or `import times` by anybody's code must not find ours."""
+    for path in (build_book.ROOT / folder).glob("[!_]*.py"):
+        found = find_spec(path.stem)
+        assert found is None or Path(str(found.origin)) != path
 
 
 WORKFLOWS = sorted((build_book.ROOT / ".github" / "workflows").glob("*.yml"))

@@ -1,58 +1,19 @@
-"""The build's cache: keyed on all that an output depends on, and on nothing else."""
+"""The build: what fails stops it, and what was there before stays."""
 
 import textwrap
 from pathlib import Path
 
-import build_book
 import nbformat
 import pytest
-import times
 import yaml
 from nbclient.exceptions import CellExecutionError
 from nbformat import v4
 
-
-@pytest.fixture
-def tree(tmp_path):
-    for name in ("dropreg/core.py", "results/table.csv", "requirements.txt", "README.md"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("one")
-    return tmp_path
+from tools import build_book, notebooks, times
 
 
 def notebook(code="1 + 1", text="Text."):
     return v4.new_notebook(cells=[v4.new_markdown_cell(text), v4.new_code_cell(code)])
-
-
-@pytest.mark.parametrize(
-    ("changed", "matters"),
-    [
-        ("dropreg/core.py", True),
-        ("dropreg/new.py", True),
-        ("results/table.csv", True),
-        ("requirements.txt", True),
-        ("README.md", False),
-        ("dropreg/__pycache__/core.pyc", False),
-    ],
-)
-def test_key_depends_on_what_notebooks_read(tree, changed, matters):
-    before = build_book.surroundings_hash(tree)
-    (tree / changed).parent.mkdir(exist_ok=True)
-    (tree / changed).write_text("two")
-    assert (build_book.surroundings_hash(tree) != before) == matters
-
-
-def test_a_renamed_module_changes_the_key(tree):
-    before = build_book.surroundings_hash(tree)
-    (tree / "dropreg/core.py").rename(tree / "dropreg/heart.py")
-    assert build_book.surroundings_hash(tree) != before
-
-
-def test_key_depends_on_code_and_not_on_text():
-    name = build_book.cache_name(notebook(), "surroundings")
-    assert build_book.cache_name(notebook(text="Other."), "surroundings") == name
-    assert build_book.cache_name(notebook(code="1 + 2"), "surroundings") != name
-    assert build_book.cache_name(notebook(), "others") != name
 
 
 def test_a_failed_execution_keeps_nothing(tmp_path):
@@ -68,7 +29,7 @@ def test_outputs_are_not_stored_over_an_edit(tmp_path, monkeypatch):
     nbformat.write(notebook(code="edited"), path)
     with pytest.raises(SystemExit, match=r"chapter\.ipynb was edited"):
         build_book.store({path: notebook(code="as it ran")})
-    assert build_book.code_of(nbformat.read(path, as_version=4)) == ["edited"]
+    assert notebooks.code_of(nbformat.read(path, as_version=4)) == ["edited"]
 
 
 def test_a_kernel_that_dies_gets_a_second_chance(tmp_path):
@@ -92,13 +53,12 @@ def test_outputs_land_in_their_cells_and_noise_goes():
     build_book.fill(source, executed)
     assert source.cells[1].outputs == executed.cells[1].outputs
     assert source.cells[1].metadata == {"tags": ["remove-cell"]}
-    assert source.metadata.executed_code == build_book.code_hash(source)
+    assert source.metadata.executed_code == notebooks.code_hash(source)
 
 
 def test_a_failed_cell_stops_the_build_and_the_old_book_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(build_book, "ROOT", tmp_path)
     monkeypatch.setattr(build_book, "EXECUTED", tmp_path / "executed")
-    monkeypatch.setattr(build_book, "surroundings_hash", lambda: "surroundings")
     good, bad = tmp_path / "good.ipynb", tmp_path / "bad.ipynb"
     nbformat.write(notebook(), good)
     nbformat.write(notebook(code="raise ValueError('on purpose')"), bad)

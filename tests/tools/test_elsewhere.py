@@ -2,11 +2,12 @@
 
 import sys
 
-import elsewhere
 import nbformat
 import pytest
 import torch
 from nbformat import v4
+
+from tools import elsewhere
 
 PRINTS = {
     "global": "torch.manual_seed(0); print(torch.rand(3))",

@@ -10,13 +10,13 @@ import sys
 import time
 import zipfile
 
-import gpu
 import pytest
-from build_book import ROOT
 from environments import link, required
 
 from dropreg.book.experiments import Record, Size, Store, train
 from dropreg.book.experiments.records import read_record, results_folder
+from tools import gpu
+from tools.build_book import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RUNS = list(gpu.EXPERIMENT.runs(Size.TINY, lambda _: None))
@@ -28,16 +28,21 @@ def bare(tmp_path):
     folder = tmp_path / "torch-alone"
     folder.mkdir()
     link(folder, required("torch"))
-    path = os.pathsep.join(map(str, (ROOT, ROOT / "tools", folder)))
+    path = os.pathsep.join(map(str, (ROOT, folder)))
     return {"PATH": os.environ["PATH"], "PYTHONPATH": path, "DROPREG_COMMIT": COMMIT}
 
 
 def command(out, minutes, *script):
     where = ("--device", "cpu", "--size", "tiny", "--out", str(out), "--minutes", str(minutes))
-    return [sys.executable, "-S", "-s", *(script or [str(ROOT / "tools" / "gpu.py")]), *where]
+    return [sys.executable, "-S", "-s", *(script or ["-m", "tools.gpu"]), *where]
 
 
-TRAINING_ONLY = "import gpu, sys; gpu.right_and_cost = lambda call: None; sys.exit(gpu.main())"
+TRAINING_ONLY = """
+import sys
+from tools import gpu
+gpu.right_and_cost = lambda call: None
+sys.exit(gpu.main())
+"""
 
 
 def rows(out):

@@ -4,7 +4,8 @@ import re
 import sys
 
 import pytest
-import run_tests
+
+from tools import run_tests
 
 FAILS = [sys.executable, "-c", "print('seen'); raise SystemExit(3)"]
 
@@ -61,6 +62,20 @@ def test_what_runs_beside_the_rest_is_shown_when_it_has_ended(tmp_path, monkeypa
     printed = capfd.readouterr().out
     assert printed.index("seen") < printed.index("==> second: passes")
     assert "FAILED  first" in printed
+
+
+def test_the_quick_check_is_no_part_of_everything(tmp_path, monkeypatch, capfd):
+    def parts(workers):
+        return {run_tests.CHECK: ("fails", [FAILS], {}), **made_up(tmp_path)(workers)}
+
+    monkeypatch.setattr(run_tests, "parts", parts)
+    for words, ran in ([], {"first", "second"}), (["check"], {"check"}):
+        monkeypatch.setattr(sys, "argv", ["run_tests.py", *words])
+        with pytest.raises(SystemExit):
+            run_tests.main()
+        lines = capfd.readouterr().out.splitlines()
+        found = [re.fullmatch(r"    \w+  (\w+) +\d+:\d\d  make .*", line) for line in lines]
+        assert {each[1] for each in found if each} == ran
 
 
 def test_the_programs_are_there_and_are_set_as_said():

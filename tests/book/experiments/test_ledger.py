@@ -4,7 +4,6 @@ import json
 import math
 import re
 
-import build_book
 import nbformat
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from dropreg.book.experiments.claims import CLAIMS, Claim, Expected
 from dropreg.book.experiments.ledger import Epoch, Verdict, judge, report, rows, verdict
 from dropreg.book.experiments.records import results_folder
 from dropreg.errors import InputError
+from tools import build_book
 
 RESULTS = results_folder()
 STORE = Store(RESULTS, RESULTS / "unused")

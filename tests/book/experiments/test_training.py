@@ -320,6 +320,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 # The command line
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_numbers_are_the_same(store, tmp_path):
     words = ("run", "noise-back", "--size", "tiny", "--seeds", "0", "--device", "cpu")
     untouched = Store(tmp_path / "untouched", tmp_path / "untouched-runs")
@@ -352,6 +353,7 @@ def test_killed_at_any_moment_the_numbers_are_the_same(store, tmp_path):
         assert numbers(store.lookup(run)) == numbers(untouched.lookup(run))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(store):
     words = ("run", "even-odd", "--size", "tiny", "--seeds", "0,1,2,3", "--jobs", "2")
     both = [
@@ -367,6 +369,7 @@ def test_two_processes_share_the_work(store):
     assert not list(store.work.rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_every_experiment_runs_and_is_reported(store, capsys):
     where = ["--results", str(store.results), "--work", str(store.work)]
     queue = ["run", "--queue", "tiny", "--device", "cpu", "--jobs", "2", *where]
@@ -405,6 +408,7 @@ def test_a_run_that_the_clock_stops_leaves_a_row(store, monkeypatch):
     assert run_next(order, store, "cpu", deadline=None).finished
 
 
+@pytest.mark.slow
 def test_resume_takes_up_what_has_begun_and_nothing_else(store, capsys):
     run = next(iter(EXPERIMENTS["even-odd"].runs(TINY, store.lookup)))
     assert not train(run, store.checkpoint(run), stop=lambda seconds: True).ended

@@ -2,7 +2,7 @@
 
 `make assignments` runs `build`. An instructor grades with
 
-    .venv/bin/python tools/classroom.py grade ~/course masks ~/Downloads/masks
+    .venv/bin/python -m assignments.grader grade ~/course masks ~/Downloads/masks
 
 which collects, tests, and leaves feedback pages and marks.csv in the course folder; manual marks
 are given in nbgrader's formgrader, and `marks` writes both again afterwards.
@@ -25,8 +25,13 @@ from typing import Any
 
 import nbclient
 import nbformat
-from build_book import BUILD, ROOT, code_hash, surroundings_hash
-from grading import (
+from nbgrader import utils
+from nbgrader.api import Gradebook, MissingEntry
+from nbgrader.apps import NbGraderAPI
+from sqlalchemy.exc import SAWarning
+from traitlets.config import Config
+
+from assignments.grader.grading import (
     GradeInSandbox,
     align,
     local_answers,
@@ -34,16 +39,13 @@ from grading import (
     run_tests,
     test_names,
 )
-from nbgrader import utils
-from nbgrader.api import Gradebook, MissingEntry
-from nbgrader.apps import NbGraderAPI
-from sandbox import isolation_works
-from sqlalchemy.exc import SAWarning
-from traitlets.config import Config
+from assignments.grader.sandbox import isolation_works
+from tools import ROOT
+from tools.cache_key import cache_key
 
 SOURCES = ROOT / "assignments" / "source"
 STUDENT = ROOT / "assignments" / "student"  # committed: what Colab opens
-OUT = BUILD / "assignments"
+OUT = ROOT / "_build" / "assignments"
 # nbgrader calls a program that is installed beside the interpreter.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 HIDDEN = re.compile(r"^[ \t]*### (BEGIN|END) (HIDDEN TESTS|SOLUTION)[ \t]*\n?", re.MULTILINE)
@@ -123,8 +125,8 @@ def set_up(course: Path, names: list[str], sources: Path = SOURCES) -> None:
     course.mkdir(parents=True, exist_ok=True)
     lines = (
         "import sys\nfrom pathlib import Path",
-        f"sys.path.insert(0, {str(ROOT / 'tools')!r})",
-        "import classroom",
+        f"sys.path.insert(0, {str(ROOT)!r})",
+        "from assignments.grader import classroom",
         "classroom.configure(get_config(), Path(__file__).resolve().parent)\n",
     )
     (course / "nbgrader_config.py").write_text("\n".join(lines), "utf-8")
@@ -153,7 +155,7 @@ def solved(name: str) -> Any:
 
 def execute(notebook: Any, kept: Path) -> None:
     """Run the instructor's version and keep it with its outputs."""
-    key = f"{surroundings_hash()} {code_hash(notebook)}"
+    key = cache_key(notebook)
     if kept.exists() and nbformat.read(kept, as_version=4).metadata.get("key") == key:
         return
     client = nbclient.NotebookClient(
@@ -340,7 +342,9 @@ def attempt(name: str, seeds: int = 5) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m assignments.grader",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     building = commands.add_parser("build", help="make all versions of all assignments")

@@ -19,10 +19,10 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_output
 from nbgrader import utils
 from nbgrader.preprocessors import NbGraderPreprocessor
-from sandbox import Limits, Sandbox
-from sandbox_child import define, find, is_stub, statements
 from traitlets import Bool, Integer
 
+from assignments.grader.sandbox import Limits, Sandbox
+from assignments.grader.sandbox_child import define, find, is_stub, statements
 from dropreg.book.checks import Answer, Mistake
 
 MAX_FILE, MAX_TEXT, MAX_IMAGES = 20_000_000, 20_000, 6_000_000

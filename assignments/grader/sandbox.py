@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import sandbox_child
 
 import dropreg
+from assignments.grader import sandbox_child
 from dropreg.book.checks import Answer, Mistake
 
 PACKAGE = Path(dropreg.__file__).resolve().parent
 CHILD = Path(sandbox_child.__file__).resolve()
+# Where it is behind the wall, where nothing is to be seen of the assignments' folder.
+INSIDE = "/sandbox_child.py"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ def wall(command: Sequence[str], limits: Limits) -> list[str]:
     options += ["--proc", "/proc", "--dev", "/dev"]
     for folder in ("/tmp", "/dev/shm"):
         options += ["--size", str(limits.file_bytes), "--tmpfs", folder]
-    visible = [Path("/usr"), *(Path(p) for p in (sys.prefix, sys.base_prefix)), PACKAGE, CHILD]
+    visible = [Path("/usr"), *(Path(p) for p in (sys.prefix, sys.base_prefix)), PACKAGE]
     visible += [Path(p) for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
     visible += [Path("/etc/ld.so.cache")]
     for name in ("/lib", "/lib32", "/lib64", "/bin"):
@@ -76,6 +78,7 @@ def wall(command: Sequence[str], limits: Limits) -> list[str]:
             visible.append(link)
     for path in dict.fromkeys(p for p in visible if p.exists()):
         options += ["--ro-bind", str(path), str(path)]
+    options += ["--ro-bind", str(CHILD), INSIDE]
     return ["bwrap", *options, "--remount-ro", "/", "--chdir", "/tmp", "--", *command]
 
 
@@ -172,8 +175,9 @@ class Sandbox:
             self._folder = None
 
     def _start(self) -> None:
-        # Not the interpreter's symbolic link: a virtual environment is known by it.
-        command = [sys.executable, "-s", "-B", str(CHILD)]
+        # The interpreter's symbolic link as it is, by which a virtual environment is known; and the
+        # child's folder not on the path (-P), where `sandbox` or `grading` would be our modules.
+        command = [sys.executable, "-s", "-B", "-P", INSIDE if self._isolated else str(CHILD)]
         self._folder = tempfile.TemporaryDirectory()
         environment = {
             "HOME": "/tmp",

@@ -1,0 +1,1 @@
+"""Assignments, and in `assignments.grader` what makes and grades them."""

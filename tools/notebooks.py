@@ -1,0 +1,30 @@
+"""A notebook's code, and its metadata as it is committed."""
+
+import hashlib
+from typing import Any
+
+# What editors and executors leave in a cell and no reader needs.
+NOISE = ("ExecuteTime", "colab", "collapsed", "execution", "outputId", "scrolled")
+# What a notebook says of itself, wherever it was written, and what it may say beside.
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+KEPT = ("executed_code",)
+
+
+def code_of(notebook: Any) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def code_hash(notebook: Any) -> str:
+    return hashlib.sha256("\0".join(code_of(notebook)).encode()).hexdigest()
+
+
+def clean(notebook: Any) -> None:
+    """Take out of a notebook, of nbformat or plain JSON, what editors leave in its metadata."""
+    for cell in notebook["cells"]:
+        for key in NOISE:
+            cell["metadata"].pop(key, None)
+    kept = {key: notebook["metadata"][key] for key in KEPT if key in notebook["metadata"]}
+    notebook["metadata"] = METADATA | kept
