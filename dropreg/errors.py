@@ -34,7 +34,7 @@ class InputError(DropregError, ValueError):
 
 
 class LogitsError(DropregError, ValueError):
-    """The model's output is no tensor of floating-point logits, or holds NaN."""
+    """The model's output is not a tensor of floating-point logits, or holds NaN."""
 
 
 class DataError(DropregError):

@@ -469,7 +469,7 @@ def replace_dropout(
 
     The loss is :math:`\ell(F(x)) + \lambda_e R_{approx} + \lambda_i\, \xi_{approx}` (Algorithm 2
     with the analytic forms of Section 4). The model keeps its dropout layers, which say where and
-    how much; nothing in it is changed, and in eval mode it is the plain network as ever.
+    how much; nothing in it is changed, and in eval mode it is the plain network, as always.
 
     Args:
         model: Any model with dropout, in train mode.

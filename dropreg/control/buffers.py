@@ -51,7 +51,7 @@ def _set_buffers(module: nn.Module, buffers: Mapping[str, Tensor | None]) -> Non
 
 
 def _written(original: Tensor | None, copy: Tensor | None, now: Tensor | None) -> bool:
-    """Whether a pass has written to a buffer, be it the value that was there (a fixed point)."""
+    """Whether a pass has written to a buffer, even if the value is the same (a fixed point)."""
     if now is not copy:
         return True
     if original is None or copy is None:

@@ -63,7 +63,7 @@ class Control(TorchFunctionMode):
 
     Attributes:
         sites: The sites met so far, in call order.
-        inactive_p: The probability of each dropout that is no site, 0 where it is in train mode.
+        inactive_p: The probability of each dropout that is not a site, 0 where it is in train mode.
         any_inplace: Whether a site was asked for in place.
         write_back: Whether such a site writes its result to its input, as PyTorch's own does.
     """
@@ -125,7 +125,7 @@ class Control(TorchFunctionMode):
             )
         if like.is_nested:
             raise NotYetSupportedError(
-                f"dropout of a nested tensor ({self.where() or kind}): its mask has no one shape. "
+                f"dropout of a nested tensor ({self.where() or kind}): its mask has no single shape. "
                 "Pad the sequences, or pack them."
             )
         if torch._C._functorch.is_batchedtensor(like):
