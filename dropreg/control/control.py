@@ -125,8 +125,8 @@ class Control(TorchFunctionMode):
             )
         if like.is_nested:
             raise NotYetSupportedError(
-                f"dropout of a nested tensor ({self.where() or kind}): its mask has no single shape. "
-                "Pad the sequences, or pack them."
+                f"dropout of a nested tensor ({self.where() or kind}): its mask has no single "
+                "shape. Pad the sequences, or pack them."
             )
         if torch._C._functorch.is_batchedtensor(like):
             raise NotYetSupportedError(
