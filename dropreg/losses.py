@@ -9,7 +9,6 @@ For these losses it does not depend on the label.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -19,7 +18,7 @@ from torch import Generator, Tensor
 from dropreg.errors import InputError, values_are_checked
 
 
-class Loss(ABC):
+class Loss:
     r"""A mean over terms, each a function of its logits and its label.
 
     For a loss of your own write `per_term`, and `draw` if it is a log-likelihood; what a
@@ -45,9 +44,9 @@ class Loss(ABC):
     """Whether the last dimension of the logits belongs to one term (classes), or is one more
     dimension of independent terms."""
 
-    @abstractmethod
     def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each term, (...) if `classes_last`, else (..., C), for logits in float32."""
+        raise InputError(f"{type(self).__name__} needs a method `per_term`; see dropreg.Loss.")
 
     def draw(self, logits: Tensor, generator: Generator | None = None) -> Tensor:
         """Labels sampled from the prediction, in the form of targets, for logits in float32."""

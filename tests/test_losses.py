@@ -217,6 +217,28 @@ def test_a_loss_of_ones_own_with_every_method() -> None:
     replace_dropout(model, loss=Poisson()).loss(x, y).backward()
 
 
+class Whole(Loss):
+    """A loss with no terms of its own: what is asked for is given."""
+
+    def mean(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets)
+
+    def quadratic(self, logits: Tensor, t: Tensor, targets: Tensor | None = None) -> Tensor:
+        return CrossEntropy().quadratic(logits, t, targets)
+
+
+def test_a_loss_may_give_what_is_asked_for_in_place_of_its_terms() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(3, 4))
+    x, y = torch.ones(2, 3), torch.tensor([1, 2])
+    losses = [
+        replace_dropout(model, loss=loss, generator=torch.Generator().manual_seed(0)).loss(x, y)
+        for loss in (Whole(), CrossEntropy())
+    ]
+    torch.testing.assert_close(*losses)
+    with pytest.raises(InputError, match="Whole needs a method `per_term`"):
+        explicit_regularizer(model, x, loss=Whole(), method="exact")
+
+
 def test_a_loss_that_draws_no_labels_says_so() -> None:
     with pytest.raises(InputError, match="does not say how to draw a label"):
         PlainSquared().sampled_score(torch.zeros(2))
