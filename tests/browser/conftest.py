@@ -42,6 +42,17 @@ class Visit:
         self.page.goto(urljoin(f"{build_book.HTML.as_uri()}/", address))
         self.page.evaluate("() => window.MathJax && MathJax.startup.promise")
 
+    def theme(self):
+        return self.page.evaluate("() => document.documentElement.dataset.theme")
+
+    def turn(self, scheme):
+        """Change the theme, as the reader's machine does at night."""
+        self.page.emulate_media(color_scheme=scheme)
+        self.page.wait_for_function(
+            "scheme => document.documentElement.dataset.theme === scheme", arg=scheme
+        )
+        self.page.evaluate("() => document.getAnimations().forEach(a => a.finish())")
+
     def _only_local(self, route):
         if route.request.url.startswith(("file:", "data:", "blob:")):
             route.continue_()

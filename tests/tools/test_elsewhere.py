@@ -1,5 +1,8 @@
 """`make elsewhere`: the conditions take effect, and what moves under them is seen."""
 
+import contextlib
+import io
+import re
 import sys
 
 import nbformat
@@ -7,7 +10,7 @@ import pytest
 import torch
 from nbformat import v4
 
-from tools import elsewhere
+from tools import build_book, elsewhere
 
 PRINTS = {
     "global": "torch.manual_seed(0); print(torch.rand(3))",
@@ -22,51 +25,48 @@ PRINTS = {
 }
 SEEDED = {"global", "own", "numpy", "python"}
 PLAIN_HERE = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+MOVES = {
+    "plain": set() if PLAIN_HERE else {"instructions"},
+    "threads": {"threads", "failing"},
+    "seeds-1": SEEDED,
+    "seeds-2": SEEDED,
+}
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory):
-    """A notebook whose compared cells were committed as an undisturbed kernel prints them."""
+def shown(tmp_path_factory):
+    """What is said of a notebook whose compared cells were committed by an undisturbed kernel."""
     path = tmp_path_factory.mktemp("elsewhere") / "notebook.ipynb"
-    cells = [v4.new_code_cell("import random\nimport numpy as np\nimport torch", id="imports")]
+    fails = "1 / ('ELSEWHERE_THREADS' not in os.environ)"
+    imports = "import os\nimport random\nimport numpy as np\nimport torch"
+    cells = [v4.new_code_cell(imports, id="imports"), v4.new_code_cell(fails, id="failing")]
     for name, source in PRINTS.items():
         cells.append(v4.new_code_cell(source, id=name, metadata={"tags": ["nbval-check-output"]}))
     notebook = v4.new_notebook(cells=cells)
-    elsewhere.build_book.execute(notebook, path.parent, path)
-    return path
+    build_book.execute(notebook, path.parent, path)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.setattr(sys, "argv", ["elsewhere.py", str(path), "--conditions", *MOVES])
+        with pytest.raises(SystemExit, match="True"):
+            elsewhere.main()
+    return said.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("condition", "expected"),
-    [
-        ("plain", set() if PLAIN_HERE else {"instructions"}),
-        ("threads", {"threads"}),
-        ("seeds-1", SEEDED),
-        ("seeds-2", SEEDED),
-    ],
-)
-def test_a_condition_moves_what_it_is_to_move_and_nothing_else(path, condition, expected):
-    assert {
-        each.cell.removeprefix("cell ") for each in elsewhere.moved(path, condition)
-    } == expected
+@pytest.mark.parametrize("condition", MOVES)
+def test_a_condition_moves_what_it_is_to_move_and_nothing_else(shown, condition):
+    moved = re.findall(rf"^==> MOVED: \S+notebook\.ipynb, (.*), under {condition}$", shown, re.M)
+    assert {cell.removeprefix("cell ") for cell in moved} == MOVES[condition]
+    again = f"notebook.ipynb --conditions {condition}\n"
+    assert (again in shown) == bool(MOVES[condition])
 
 
-def test_what_moved_is_shown_and_fails(path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["elsewhere.py", str(path), "--conditions", "threads"])
-    with pytest.raises(SystemExit, match="True"):
-        elsewhere.main()
-    shown = capsys.readouterr().out
-    assert "cell threads, under threads" in shown
+def test_what_moved_is_shown_with_both_values_and_with_its_error(shown):
     assert "'1\\n' == '2\\n'" in shown  # committed, printed
-    assert f"{path.name} --conditions threads" in shown
+    assert "ZeroDivisionError" in shown
+    assert f"4 executions, {sum(map(len, MOVES.values()))} cells moved" in shown
 
 
-def test_a_cell_that_fails_counts_as_moved_and_so_does_a_notebook_that_is_not_run(tmp_path):
+def test_a_notebook_that_is_not_run_counts_as_moved(tmp_path):
     path = tmp_path / "notebook.ipynb"
-    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("1 / 0", id="failing")]), path)
-    (found,) = elsewhere.moved(path, "threads")
-    assert found.cell == "cell failing"
-    assert "ZeroDivisionError" in found.report
     nbformat.write(v4.new_notebook(), path)
     (found,) = elsewhere.moved(path, "threads")
     assert found.cell == "no cell was run"
