@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -54,12 +54,31 @@ class ExplicitMethod(Choice):
     IDENTITY = "identity"
     """Ablation (Section 5.2): the identity in place of H_out."""
     LOSS_JACOBIAN = "loss_jacobian"
-    """Ablation (Table 1): the gradient of the true loss in place of H_out; needs targets."""
+    """Ablation (Table 1): the gradient of the true loss in place of H_out; needs targets. Where
+    terms of the loss share a mask value, as the words of a sequence do, it is the square of their
+    sum: of the loss of that sequence."""
+    CENTRAL_IDENTITY = "central_identity"
+    """The ablation "identity" by the two passes of "central"."""
+    CENTRAL_LOSS_JACOBIAN = "central_loss_jacobian"
+    """The gradient of each term's true loss in place of that term's H_out, by the two passes of
+    "central"; needs targets. Where terms share a mask value it is the sum of their squares, and so
+    not "loss_jacobian"."""
 
     @property
     def needs_targets(self) -> bool:
         """Whether the true labels enter."""
-        return self in (self.EVEN_ODD, self.FULL_HESSIAN, self.MONTE_CARLO, self.LOSS_JACOBIAN)
+        return self in (
+            self.EVEN_ODD,
+            self.FULL_HESSIAN,
+            self.MONTE_CARLO,
+            self.LOSS_JACOBIAN,
+            self.CENTRAL_LOSS_JACOBIAN,
+        )
+
+    @property
+    def is_central(self) -> bool:
+        """Whether it takes two ordinary passes close to the clean network."""
+        return self in QUADRATICS
 
 
 def explicit_regularizer(
@@ -81,13 +100,13 @@ def explicit_regularizer(
         inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model, which
             may return logits (..., C), an object with `.logits`, or a tuple that begins with them.
         loss: Name of the loss, or a `dropreg.losses.Loss`.
-        targets: Labels. Needed by "even_odd", "full_hessian", "monte_carlo" and "loss_jacobian";
-            elsewhere they only serve to leave out positions that do not count.
+        targets: Labels. Needed by "even_odd", "full_hessian", "monte_carlo" and both methods with
+            the loss Jacobian; elsewhere they only serve to leave out positions that do not count.
         method: See `ExplicitMethod`.
         mc_samples: Number of samples (labels, probes or masks) to average; "exact" and
             "loss_jacobian" have nothing to sample.
         distribution: Law of the probes; Rademacher if None, Bernoulli for "monte_carlo".
-        step: Scale of the probe in "central"; see `dropreg.noisy_loss.DEFAULT_STEP`.
+        step: Scale of the probe in the "central" methods; see `dropreg.noisy_loss.DEFAULT_STEP`.
         generator: Source of randomness; the default generator if None.
 
     Returns:
@@ -127,10 +146,38 @@ def _mean_of(
     return torch.stack([one(noisy, probe, sampling.step) for probe in sampling.probes()]).mean()
 
 
-def _central(noisy: NoisyLoss, probe: Probe, step: float) -> Tensor:
-    """One sample of R_approx by a central difference; see `half_quadratic`."""
+def _half_squares(
+    criterion: Loss, up: Tensor, down: Tensor, step: float, targets: Tensor | None
+) -> Tensor:
+    """Half the mean over the terms of |t|^2; as `half_quadratic`, with the identity as H_out."""
+    t = criterion.weighted((up - down) / (2 * step), targets)
+    return 0.5 * t.square().sum() / criterion.count(up, targets)
+
+
+def _half_squared_slopes(
+    criterion: Loss, up: Tensor, down: Tensor, step: float, targets: Tensor | None
+) -> Tensor:
+    """Half the mean over the terms of (dl/d epsilon)^2, with each term's own loss l."""
+    assert targets is not None
+    ends = (criterion.per_term(logits, targets) for logits in (up, down))
+    slopes = reduce(torch.sub, ends) / (2 * step)
+    counted = criterion.counted(targets)
+    slopes = slopes if counted is None else slopes.where(counted, 0.0)
+    return 0.5 * slopes.square().sum() / criterion.count(up, targets)
+
+
+QUADRATICS: dict[ExplicitMethod, Callable[[Loss, Tensor, Tensor, float, Tensor | None], Tensor]] = {
+    ExplicitMethod.CENTRAL: half_quadratic,
+    ExplicitMethod.CENTRAL_IDENTITY: _half_squares,
+    ExplicitMethod.CENTRAL_LOSS_JACOBIAN: _half_squared_slopes,
+}
+"""What the methods by two short passes make of the logits at both ends; see `half_quadratic`."""
+
+
+def _central(method: ExplicitMethod, noisy: NoisyLoss, probe: Probe, step: float) -> Tensor:
+    """One sample by a central difference."""
     up, down = central_logits(noisy, probe, step)
-    return half_quadratic(noisy.criterion, up, down, step, noisy.targets)
+    return QUADRATICS[method](noisy.criterion, up, down, step, noisy.targets)
 
 
 def _jvp(noisy: NoisyLoss, probe: Probe, step: float) -> Tensor:
@@ -242,7 +289,7 @@ _METHODS: dict[ExplicitMethod, Callable[[NoisyLoss, Sampling], Tensor]] = {
     ExplicitMethod.EXACT: partial(_from_outside, _exact_vectors),
     ExplicitMethod.SAMPLED_LABELS: partial(_from_outside, _scores),
     ExplicitMethod.JVP: partial(_mean_of, _jvp),
-    ExplicitMethod.CENTRAL: partial(_mean_of, _central),
+    **{method: partial(_mean_of, partial(_central, method)) for method in QUADRATICS},
     ExplicitMethod.EVEN_ODD: partial(_noisy_minus_clean, Law.RADEMACHER, (1.0, -1.0)),
     ExplicitMethod.FULL_HESSIAN: partial(_mean_of, _full_hessian),
     ExplicitMethod.MONTE_CARLO: partial(_noisy_minus_clean, Law.BERNOULLI, (1.0,)),

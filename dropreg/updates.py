@@ -23,7 +23,7 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable, but brings
 
 from dropreg.control.kernels import without_gradients
 from dropreg.errors import Choice, InputError
-from dropreg.explicit import ExplicitMethod, regularizer
+from dropreg.explicit import QUADRATICS, ExplicitMethod, regularizer
 from dropreg.fused import pair
 from dropreg.implicit import ImplicitMethod, noise_term
 from dropreg.losses import Loss, resolve
@@ -45,8 +45,8 @@ class Objective(Choice):
     """The even part of the noisy loss, (l(+eta) + l(-eta))/2: dropout's objective up to fourth
     moments of the noise, without the odd orders that are most of its noise."""
     EXPLICIT = "explicit"
-    """The clean loss and the strength times R_approx, by the rule's method. The methods "identity"
-    and "loss_jacobian" are the ablations of Section 5.2 and Table 1."""
+    """The clean loss and the strength times R_approx, by the rule's method; some methods are the
+    ablations of Section 5.2 and Table 1."""
 
 
 _WITH_STRENGTH = (Objective.L2, Objective.EVEN, Objective.EXPLICIT)
@@ -75,14 +75,16 @@ class Rule:
         k: Number of masks of "dropout_k".
         strength: Factor on the regularizer of "l2" and "explicit", and on the explicit effect in
             "even"; 1 is dropout's own.
-        method: How "explicit" computes its regularizer. Its analytic noise comes with "central"
-            from the same two passes, and with every other method from a double backward, as
-            published.
+        method: How "explicit" computes its regularizer. Its analytic noise comes with "central" and
+            its two ablations from the same two passes, and with every other method from a double
+            backward, as published.
         noise_scale: Factor on the noise. If None the paper's: sqrt(1 - 1/k) for "dropout_k", which
             brings the covariance back to that of a single mask, and else 1.
         every: Take "explicit" and its noise at every n-th update only, n times as strong and the
             noise sqrt(n) times: over n updates the same mean and the same covariance, at 1 + 1/n
             passes an update. The others follow the clean loss.
+        probes: How many probes "even" and "explicit" average in each update. One has a noise of its
+            own: its regularizer is right in the mean only. The gradient noise stays as strong.
 
     Raises:
         InputError: If a name is unknown, or an option does not belong to the objective.
@@ -95,6 +97,7 @@ class Rule:
     method: ExplicitMethod | str = ExplicitMethod.CENTRAL
     noise_scale: float | None = None
     every: int = 1
+    probes: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, and fill in the noise's scale."""
@@ -104,12 +107,12 @@ class Rule:
             ("method", ExplicitMethod),
         ):
             object.__setattr__(self, name, kind(getattr(self, name)))
-        if not isinstance(self.k, int) or self.k < 1:
-            raise InputError(f"k is {self.k!r}; it must be a whole number, at least 1.")
+        for name in ("k", "every", "probes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} is {value!r}; it must be a whole number, at least 1.")
         if self.k > 1 and self.objective is not Objective.DROPOUT_K:
             raise InputError(f"k={self.k} masks belong to 'dropout_k', not to '{self.objective}'.")
-        if not isinstance(self.every, int) or self.every < 1:
-            raise InputError(f"every is {self.every!r}; it must be a whole number, at least 1.")
         if self.every > 1 and self.objective is Objective.EVEN:
             raise InputError(
                 f"every={self.every} with 'even_odd' would give the clean loss the weight "
@@ -118,6 +121,10 @@ class Rule:
         if self.every > 1 and self.objective is not Objective.EXPLICIT:
             raise InputError(
                 f"every={self.every} belongs to 'explicit', not to '{self.objective}'."
+            )
+        if self.probes > 1 and self.objective not in (Objective.EVEN, Objective.EXPLICIT):
+            raise InputError(
+                f"probes={self.probes} belongs to 'even' and 'explicit', not to '{self.objective}'."
             )
         if self.objective is Objective.L2 and not self.strength >= 0:
             raise InputError(f"strength is {self.strength}; it must not be negative.")
@@ -139,7 +146,8 @@ class Rule:
             name += f"+{self.noise}"
             usual = Rule(self.objective, k=self.k).noise_scale
             name += "" if self.noise_scale == usual else f"-{self.noise_scale:g}"
-        return name if self.every == 1 else f"{name}-every{self.every}"
+        counts = {"every": self.every, "probes": self.probes}
+        return name + "".join(f"-{what}{n}" for what, n in counts.items() if n > 1)
 
 
 class Update:
@@ -156,7 +164,7 @@ class Update:
             too, in float64. What was not computed is absent.
         output: What the model returned in the pass that counts, for instance logits and a recurrent
             state to carry on: under a mask for objectives with dropout, else of the clean network
-            (with "central" of the last pass, unless `carry`).
+            (with "central" of its second pass, unless `carry`).
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     >>> noisy = NoisyLoss(model, torch.randn(2, 4), "cross_entropy", torch.tensor([0, 1]))
@@ -209,7 +217,15 @@ class Update:
             for index in range(rule.k):
                 yield "objective", self._masked(noisy, last=index == rule.k - 1) / rule.k
         elif derived:
-            yield "objective", self._derived(noisy, rule, rule.noise_scale if together else 0.0)
+            # A mean over n draws has an n-th of their covariance; the noise is to keep all of it.
+            noise_scale = rule.probes**0.5 * rule.noise_scale if together else 0.0
+            totals: dict[str, Tensor] = {}
+            for index in range(rule.probes):
+                last = index == rule.probes - 1
+                yield "objective", self._derived(noisy, rule, noise_scale, last) / rule.probes
+                for name, part in self.parts.items():
+                    totals[name] = totals[name] + part if name in totals else part
+            self.parts = {name: total / rule.probes for name, total in totals.items()}
         else:
             loss = noisy(clean, update_buffers=True)
             self.output, self.parts = noisy.output, {"clean": loss.detach()}
@@ -275,47 +291,65 @@ class Update:
             self.output = noisy.output
         return loss
 
-    def _derived(self, noisy: NoisyLoss, rule: Rule, implicit: float) -> Tensor:
-        """The clean loss plus each derived effect times its strength."""
-        strengths = {"explicit": rule.strength, "implicit": implicit}
+    def _derived(self, noisy: NoisyLoss, rule: Rule, implicit: float, last: bool) -> Tensor:
+        """The clean loss plus each derived effect times its strength; the last may set buffers."""
+        strengths, method = {"explicit": rule.strength, "implicit": implicit}, rule.method
+        assert isinstance(method, ExplicitMethod)
         if not any(strengths.values()):
-            parts = {"clean": noisy(clean, update_buffers=True)}
+            parts = {"clean": noisy(clean, update_buffers=last)}
         elif rule.objective is Objective.EVEN:
-            parts = self._even_odd(noisy, **strengths)
-        elif rule.method is ExplicitMethod.CENTRAL:
-            return self._central(noisy, strengths)
+            parts = self._even_odd(noisy, **strengths, last=last)
+        elif method.is_central:
+            return self._central(noisy, method, strengths, last)
         else:
-            parts = self._separate(noisy, ExplicitMethod(rule.method), **strengths)
+            parts = self._separate(noisy, method, **strengths, last=last)
         self.output = noisy.output
         self.parts = {name: part.detach() for name, part in parts.items()}
         return reduce(operator.add, (strengths.get(n, 1.0) * part for n, part in parts.items()))
 
-    def _central(self, noisy: NoisyLoss, strengths: dict[str, float]) -> Tensor:
+    def _central(
+        self, noisy: NoisyLoss, method: ExplicitMethod, strengths: dict[str, float], last: bool
+    ) -> Tensor:
         """Both effects from a short antithetic pair."""
         step, targets = self._sampling.step, noisy.require_targets()
-        up, down = central_logits(noisy, self._sampling.probe(), step, update_buffers=True)
+        up, down = central_logits(noisy, self._sampling.probe(), step, update_buffers=last)
         self.output = noisy.output
-        both = pair(noisy.criterion, up, down, targets, step=step, **strengths)
+        ablated = method is not ExplicitMethod.CENTRAL
+        of_pair = strengths | {"explicit": 0.0} if ablated else strengths
+        both = pair(noisy.criterion, up, down, targets, step=step, **of_pair)
+        total, parts = both.total, both._asdict()
+        if ablated:
+            in_place = QUADRATICS[method](noisy.criterion, up, down, step, targets)
+            total = total + strengths["explicit"] * in_place
+            parts["explicit"] = in_place.detach()
         self.parts = {"clean": both.clean}
-        self.parts |= {name: getattr(both, name) for name, s in strengths.items() if s != 0}
-        if self._carry:
+        self.parts |= {name: parts[name] for name, s in strengths.items() if s != 0}
+        if self._carry and last:
             with without_gradients():
                 noisy(clean)
             self.output = noisy.output
-        return both.total
+        return total
 
-    def _even_odd(self, noisy: NoisyLoss, *, explicit: float, implicit: float) -> dict[str, Tensor]:
+    def _even_odd(
+        self, noisy: NoisyLoss, *, explicit: float, implicit: float, last: bool
+    ) -> dict[str, Tensor]:
         """Both effects from an antithetic pair at full strength."""
         probe = self._sampling.probe()
         down = noisy(probe.at(-1.0))
         base = None if explicit == 1 else noisy(clean)
-        up = noisy(probe.at(1.0), update_buffers=True)
+        up = noisy(probe.at(1.0), update_buffers=last)
         even = (up + down) / 2
         parts = {"even": even} if base is None else {"clean": base, "explicit": even - base}
         return parts | ({"implicit": (up - down) / 2} if implicit else {})
 
     def _separate(
-        self, noisy: NoisyLoss, method: ExplicitMethod, *, explicit: float, implicit: float
+        self,
+        noisy: NoisyLoss,
+        method: ExplicitMethod,
+        *,
+        explicit: float,
+        implicit: float,
+        last: bool,
     ) -> dict[str, Tensor]:
         """The clean loss, and each effect by a computation of its own."""
         parts: dict[str, Tensor] = {}
@@ -323,7 +357,7 @@ class Update:
             parts["explicit"] = regularizer(noisy, method, self._sampling)
         if implicit:
             parts["implicit"] = noise_term(noisy, ImplicitMethod.ANALYTIC, self._sampling)
-        return {"clean": noisy(clean, update_buffers=True), **parts}
+        return {"clean": noisy(clean, update_buffers=last), **parts}
 
 
 # Control of a model is Python that runs around every operation, which torch.compile cannot trace.

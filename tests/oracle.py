@@ -544,6 +544,16 @@ def r_loss_jacobian(case: Case, spec: Spec, y: Tensor) -> Tensor:
     return 0.5 * (case.variances * slope.square()).sum() / n
 
 
+def r_term_jacobians(case: Case, spec: Spec, y: Tensor) -> Tensor:
+    """1/2N sum over terms n and entries j of v_j (d loss of n / d eta_j)^2."""
+    logits, n = case.logits(case.zero), spec.count(case.logits(case.zero), y)
+    score = torch.func.grad(lambda f: n * spec.mean(f, y))(logits)
+    along = score.flatten()[:, None] * jacobian(case)  # (logits, noise entries)
+    if y.shape != logits.shape:  # a term is a row of logits, and not a logit
+        along = along.view(-1, logits.shape[-1], case.size).sum(1)
+    return 0.5 * (case.variances * along.square()).sum() / n
+
+
 def slope(case: Case, spec: Spec, y: Tensor, eta: Tensor) -> Tensor:
     """sum_i <dl/dh_i, eta_i * h_i>: its gradient is the implicit noise."""
     return torch.func.grad(lambda e: spec.mean(case.logits(e), y))(case.zero) @ eta

@@ -47,6 +47,8 @@ METHODS = [
     "monte_carlo",
     "identity",
     "loss_jacobian",
+    "central_identity",
+    "central_loss_jacobian",
 ]
 
 

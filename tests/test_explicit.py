@@ -134,19 +134,36 @@ def test_identity_over_all_signs(case_name: str, spec_name: str) -> None:
 
 @pytest.mark.parametrize("case_name", TINY)
 @pytest.mark.parametrize("spec_name", MAIN)
-@pytest.mark.parametrize("method", ["jvp", "full_hessian", "central"])
+@pytest.mark.parametrize(
+    "method", ["jvp", "full_hessian", "central", "central_identity", "central_loss_jacobian"]
+)
 def test_mean_over_all_sign_vectors_is_exact(case_name: str, spec_name: str, method: str) -> None:
     """The mean of a quadratic form over all sign vectors is its trace: no sampling error is left.
 
-    For "central" that holds up to the square of the step.
+    For "central" and its ablations that holds up to the square of the step.
     """
     case, spec, y = setup(case_name, spec_name)
     etas, _ = oracle.rademacher(case)
-    step = {"step": 1e-4} if method == "central" else {}
+    central = method.startswith("central")
+    step = {"step": 1e-4} if central else {}
     with drawn(etas):
         value = regularizer(case, spec, y, method, mc_samples=len(etas), **step)
-    expected = {"full_hessian": oracle.r_full}.get(method, oracle.r_approx)(case, spec, y)
-    assert_same(value, expected, case, rtol=1e-6 if method == "central" else 1e-10)
+    others = {
+        "full_hessian": oracle.r_full,
+        "central_identity": oracle.r_identity,
+        "central_loss_jacobian": oracle.r_term_jacobians,
+    }
+    expected = others.get(method, oracle.r_approx)(case, spec, y)
+    assert_same(value, expected, case, rtol=1e-6 if central else 1e-10)
+
+
+def test_the_two_loss_jacobians_agree_where_no_terms_share_a_mask_and_only_there() -> None:
+    case, spec, y = setup("tanh_network")
+    of_terms = oracle.r_term_jacobians(case, spec, y)
+    torch.testing.assert_close(regularizer(case, spec, y, "loss_jacobian"), of_terms)
+    case, spec, y = setup("locked_rnn")
+    of_terms = oracle.r_term_jacobians(case, spec, y)
+    assert not torch.isclose(regularizer(case, spec, y, "loss_jacobian"), of_terms, rtol=0.01)
 
 
 def test_error_of_central_falls_with_the_square_of_the_step() -> None:
@@ -422,6 +439,8 @@ def test_any_law_of_the_probe_is_unbiased(law: str) -> None:
         "monte_carlo",
         "identity",
         "loss_jacobian",
+        "central_identity",
+        "central_loss_jacobian",
         "sampled_labels",
     ],
 )
@@ -435,7 +454,7 @@ def test_gradient_against_finite_differences(method: str, spec_name: str) -> Non
         spec_name = "squared_error"
     case, spec, y = setup("locked_rnn", spec_name)
     # A long step of its own: the derivative is that of the quotient at whatever step.
-    options = {"step": 0.05} if method == "central" else {}
+    options = {"step": 0.05} if method.startswith("central") else {}
 
     def value() -> Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -63,7 +63,7 @@ def loss_under(eta):
 
 
 def gradient(value):
-    return flat(torch.autograd.grad(value, WEIGHTS))
+    return flat(torch.autograd.grad(value, WEIGHTS, materialize_grads=True))
 
 
 def moments(values, chances):
@@ -98,8 +98,11 @@ def slope(eta):
     return torch.autograd.grad(loss_under(strength * eta), strength, create_graph=True)[0]
 
 
-def taylor():
-    """The exact R_approx: half the variance times the trace of J^T H J over the three units."""
+def taylor(in_place=None):
+    """Half the variance times the trace of J^T M J over the three units.
+
+    M is H_out, which makes it the exact R_approx, or what a function of the logits gives.
+    """
     eta = torch.zeros(UNITS, dtype=torch.float64, requires_grad=True)
     h = torch.tanh(MODEL.embedding(TOKENS)) * (1 + eta)
     logits = MODEL.output(torch.tanh(h))[0, 0]
@@ -107,7 +110,7 @@ def taylor():
     jacobian = torch.stack(
         [torch.autograd.grad(logits[c], eta, create_graph=True)[0] for c in range(4)]
     )
-    hessian = torch.diag(p) - torch.outer(p, p)
+    hessian = torch.diag(p) - torch.outer(p, p) if in_place is None else in_place(logits)
     return 0.5 * Q / (1 - Q) * torch.trace(jacobian.T @ hessian @ jacobian)
 
 
@@ -117,6 +120,17 @@ ANALYTIC_COV = of_signs(slope)[1]
 EVEN_MEAN, EVEN_COV = of_signs(lambda eta: (loss_under(eta) + loss_under(-eta)) / 2)
 PAIR_MEAN, PAIR_COV = of_signs(loss_under)  # even and odd part together: the noise is its own law
 APPROX = CLEAN + gradient(taylor())
+
+
+def squared_score(logits):
+    score = logits.softmax(-1) - F.one_hot(TARGETS[0, 0], 4)
+    return torch.outer(score, score)
+
+
+ABLATED = {
+    "central_identity": CLEAN + gradient(taylor(lambda logits: torch.eye(4).double())),
+    "central_loss_jacobian": CLEAN + gradient(taylor(squared_score)),
+}
 NOTHING = torch.zeros_like(MASK_COV)
 
 CASES = {
@@ -136,6 +150,14 @@ CASES = {
     ),
     "even": (Rule("even"), EVEN_MEAN, EVEN_COV),
     "even+odd": (Rule("even", "odd"), PAIR_MEAN, PAIR_COV),
+    "even-probes4": (Rule("even", probes=4), EVEN_MEAN, EVEN_COV / 4),
+    # The two parts are uncorrelated, and only the even one is averaged.
+    "even+odd-probes4": (Rule("even", "odd", probes=4), PAIR_MEAN, PAIR_COV - 0.75 * EVEN_COV),
+    "central_identity-0+analytic": (
+        Rule("explicit", "analytic", method="central_identity", strength=0.0),
+        CLEAN,
+        ANALYTIC_COV,
+    ),
     "exact": (Rule("explicit", method="exact"), APPROX, NOTHING),
     "exact+analytic": (Rule("explicit", "analytic", method="exact"), APPROX, ANALYTIC_COV),
 }
@@ -203,11 +225,28 @@ def test_every_nth_update_has_the_mean_and_the_covariance_of_every_update():
     )
 
 
-@pytest.mark.parametrize("method", ["central", "sampled_labels", "jvp"])
+@pytest.mark.parametrize("method", ["central", "sampled_labels", "jvp", *ABLATED])
 def test_estimated_regularizers_have_the_exact_mean(method):
-    rows = draws(Rule("explicit", method=method))
+    rows, expected = draws(Rule("explicit", method=method)), ABLATED.get(method, APPROX)
     error = rows.std(0) / len(rows) ** 0.5
-    assert ((rows.mean(0) - APPROX).abs() <= 4.5 * error + 0.02 * APPROX.abs().max()).all()
+    assert ((rows.mean(0) - expected).abs() <= 4.5 * error + 0.02 * expected.abs().max()).all()
+
+
+@pytest.mark.parametrize("method", ["central", *ABLATED])
+def test_several_probes_leave_the_mean_and_set_buffers_once(method):
+    counts = {1: DRAWS, 16: 400}
+    rows = [draws(Rule("explicit", method=method, probes=n), c) for n, c in counts.items()]
+    one, sixteen = (r.var(0).sum().item() for r in rows)
+    assert 16 * sixteen == pytest.approx(one, rel=0.25)
+    expected = ABLATED.get(method, APPROX)
+    error = rows[1].std(0) / len(rows[1]) ** 0.5
+    assert ((rows[1].mean(0) - expected).abs() <= 4.5 * error + 0.02 * expected.abs().max()).all()
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.3), nn.Linear(3, 2))
+    noisy = NoisyLoss(model, torch.randn(4, 2), "cross_entropy", torch.tensor([0, 1, 0, 1]))
+    update = Update(Rule("explicit", "analytic", method=method, probes=3))
+    update.backward(noisy)
+    assert model[1].num_batches_tracked == 1
+    assert set(update.parts) == {"clean", "explicit", "implicit", "objective"}
 
 
 def test_plain_and_l2_are_exact():
@@ -379,6 +418,8 @@ def test_noise_is_scaled_as_in_the_paper():
         ({"objective": "explicit", "every": 0}, "at least 1"),
         ({"objective": "even", "every": 2}, "could run away"),
         ({"objective": "none", "every": 2}, "belongs to 'explicit'"),
+        ({"objective": "none", "probes": 0}, "at least 1"),
+        ({"objective": "dropout_k", "probes": 2}, "belongs to 'even' and 'explicit'"),
     ],
 )
 def test_impossible_rules_are_refused(arguments, message):

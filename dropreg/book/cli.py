@@ -14,6 +14,7 @@ from dropreg.errors import DropregError, InputError
 if TYPE_CHECKING:
     from dropreg.book.experiments.runner import Order, Store
 
+EVIDENCE = "evidence"
 DESCRIPTION = """\
 The experiments of the book on dropout's two effects. Results are written to ./results, one file for
 each run; checkpoints are kept in ./runs until a run has ended. A run may be stopped at any moment,
@@ -61,12 +62,17 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--jobs", type=_positive, default=1, help="runs side by side")
         one.add_argument("--max-minutes", type=float, help="stop by then, at the end of an epoch")
 
-    sizes = ("tiny", "small", "large", "full")
+    sizes = ("tiny", "small", "medium", "large", "full")
     command("list", _list, "show the experiments")
     run = command("run", _run, "run experiments, or continue them")
     run.add_argument("names", nargs="*", metavar="NAME", help="experiments, in this order")
     run.add_argument("--size", choices=sizes, help="default: small")
-    run.add_argument("--queue", choices=sizes, metavar="SIZE", help="all that is pending at a size")
+    run.add_argument(
+        "--queue",
+        choices=(*sizes, EVIDENCE),
+        metavar="WHAT",
+        help=f"all that is pending at a size, or '{EVIDENCE}': of the second edition",
+    )
     run.add_argument("--seeds", type=_seeds, help="e.g. 0,1,2; default: as declared")
     training(run)
     resume = command("resume", _resume, "continue the runs that have begun")
@@ -98,26 +104,30 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from dropreg.book.experiments.catalog import at_size, experiment
+    from dropreg.book.experiments import catalog
     from dropreg.book.experiments.runner import Order, without_data
     from dropreg.book.experiments.tasks import Size
 
     if bool(options.names) == bool(options.queue):
-        raise InputError("name the experiments to run (see `dropreg list`), or pass --queue SIZE.")
+        raise InputError("name the experiments to run (see `dropreg list`), or pass --queue.")
     if options.queue and options.size:
         raise InputError("--queue names the size itself; leave --size out.")
-    size = Size(options.queue or options.size or "small")
-    chosen = [experiment(name) for name in options.names] or at_size(size)
-    for each in chosen:
+    if options.queue == EVIDENCE:
+        chosen = [(catalog.experiment(name), size) for name, size in catalog.EVIDENCE]
+    else:
+        size = Size(options.queue or options.size or "small")
+        named = [catalog.experiment(name) for name in options.names]
+        chosen = [(each, size) for each in named or catalog.at_size(size)]
+    for each, size in chosen:
         if size not in each.sizes:
             raise InputError(f"{each.name} is run at {', '.join(each.sizes)}; pass --size.")
-    missing = without_data(chosen, size)
+    missing = without_data(chosen)
     for name, error in missing.items():
         if not options.queue:
             raise error
         print(f"dropreg: {name} is left out: {error}", file=sys.stderr)
-    names = [each.name for each in chosen if each.name not in missing]
-    return _work(options, [Order(names, size, options.seeds)])
+    found = [(each.name, size) for each, size in chosen if each.name not in missing]
+    return _work(options, Order(found, options.seeds))
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -125,13 +135,11 @@ def _resume(options: argparse.Namespace) -> int:
     from dropreg.book.experiments.runner import Order
     from dropreg.book.experiments.tasks import Size
 
-    orders = [Order([e.name for e in at_size(size)], size, begun=True) for size in Size]
-    return _work(options, orders)
+    everything = [(each.name, size) for size in Size for each in at_size(size)]
+    return _work(options, Order(everything, begun=True))
 
 
-def _work(options: argparse.Namespace, orders: Sequence[Order]) -> int:
-    import time
-
+def _work(options: argparse.Namespace, order: Order) -> int:
     import torch
 
     from dropreg.book.experiments.runner import run_all
@@ -143,12 +151,9 @@ def _work(options: argparse.Namespace, orders: Sequence[Order]) -> int:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} cannot be used here: {error}") from error
-    started, well = time.monotonic(), True
-    for order in orders:
-        left = options.max_minutes
-        if left is not None:
-            left -= (time.monotonic() - started) / 60
-        well &= run_all(order, _store(options), device=device, jobs=options.jobs, max_minutes=left)
+    well = run_all(
+        order, _store(options), device=device, jobs=options.jobs, max_minutes=options.max_minutes
+    )
     return 0 if well else 1
 
 

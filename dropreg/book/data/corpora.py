@@ -74,9 +74,13 @@ class Corpus:
 
 
 def load_corpus(
-    name: CorpusName | str, *, max_train_tokens: int | None = None, vocab_size: int | None = None
+    name: CorpusName | str,
+    *,
+    max_train_tokens: int | None = None,
+    vocab_size: int | None = None,
+    piece: int = 0,
 ) -> Corpus:
-    """Load a corpus, whole or the beginning of its training part.
+    """Load a corpus, whole or a piece of its training part.
 
     The first time, the text is read or fetched; from then on its tokens come from the user's cache
     folder. A copy in the folder that DROPREG_DATA names is used instead of fetching, and nothing is
@@ -86,14 +90,15 @@ def load_corpus(
 
     Args:
         name: Which corpus; see `CorpusName`.
-        max_train_tokens: Take this many tokens, end marks included, from the beginning of the
-            training part; all if None. Validation and test parts are always whole.
+        max_train_tokens: Take this many tokens of the training part, end marks included; all if
+            None. Validation and test parts are always whole.
         vocab_size: Keep at most this many words, `<unk>` and `<eos>` included: the most frequent of
             the training tokens taken, the earlier first where two are equally frequent. If None,
             10,000 for the King James Bible, as many as Penn Treebank has, and for the others all:
             they come with `<unk>` for their rare words, or have none that are missing in training.
             Of the Bible take fewer words than there are: otherwise `<unk>` is never seen in
             training, and no model can learn to expect it.
+        piece: Which of the disjoint pieces of `max_train_tokens`, counted from 0 at the beginning.
 
     Returns:
         The corpus.
@@ -121,7 +126,7 @@ def load_corpus(
         source = corpus.origin
         tokens = cached(f"{name}-{corpus.texts['train'].digest[-8:]}", lambda: read_source(corpus))
     provenance = Provenance(source, tokens.sha256, {part: tokens.count(part) for part in PARTS})
-    vocabulary, parts = limit(tokens, max_train_tokens, vocab_size)
+    vocabulary, parts = limit(tokens, max_train_tokens, vocab_size, piece)
     return Corpus(name, vocabulary, parts["train"], parts["valid"], parts["test"], provenance)
 
 
@@ -147,7 +152,7 @@ def read_source(source: Source) -> Tokens:
 
 
 def limit(
-    tokens: Tokens, max_train_tokens: int | None, vocab_size: int | None
+    tokens: Tokens, max_train_tokens: int | None, vocab_size: int | None, piece: int = 0
 ) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Shorten the training part, then number the words of its vocabulary by frequency.
 
@@ -155,6 +160,7 @@ def limit(
         tokens: The whole text.
         max_train_tokens: See `load_corpus`.
         vocab_size: See `load_corpus`; all words of the training part if None.
+        piece: See `load_corpus`.
 
     Returns:
         The vocabulary, and for each part its word numbers, int64.
@@ -170,7 +176,13 @@ def limit(
         )
     if vocab_size is not None and vocab_size < 3:
         raise InputError(f"vocab_size is {vocab_size}; with {UNK} and {EOS} it is at least 3.")
-    train = whole[:max_train_tokens]
+    size = max_train_tokens or len(whole)
+    if not 0 <= piece < len(whole) // size:
+        raise InputError(
+            f"piece is {piece}; the training part has {len(whole) // size} of {size} tokens, "
+            "counted from 0."
+        )
+    train = whole[piece * size : (piece + 1) * size]
     counts = torch.bincount(train, minlength=len(tokens.words))
     counts[[UNK_ID, EOS_ID]] = 0  # they have their places
     # The words are in order of first appearance, which a stable sort keeps among equals.

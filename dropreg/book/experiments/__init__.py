@@ -6,7 +6,8 @@ line ``dropreg`` runs. `dropreg.book.experiments.claims` says what the paper say
 other sizes a text (see `dropreg.book.data`), the ledger the extra `dropreg[book]`.
 """
 
-from dropreg.book.experiments.catalog import EXPERIMENTS, Arm, Experiment, Run, experiment
+from dropreg.book.experiments.catalog import EXPERIMENTS, experiment
+from dropreg.book.experiments.declarations import Arm, Experiment, Run
 from dropreg.book.experiments.records import Record, RecordError
 from dropreg.book.experiments.runner import Store
 from dropreg.book.experiments.tasks import TASKS, Setting, Size, Task

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dropreg.book.experiments.catalog import EXPERIMENTS, Experiment, at_size
+from dropreg.book.experiments.catalog import EXPERIMENTS, at_size
 from dropreg.book.experiments.claims import CLAIMS, Claim, Expected
+from dropreg.book.experiments.declarations import Experiment
 from dropreg.book.experiments.records import Record
 from dropreg.book.experiments.runner import Store
 from dropreg.book.experiments.tasks import Size
@@ -116,15 +117,20 @@ def rows(experiment: Experiment, size: Size, store: Store) -> list[Row]:
         store: Where the runs are.
 
     Returns:
-        One row for each arm, in the order of the declaration; arms without runs too.
+        One row for each arm, in the order of the declaration, arms without runs too; where two
+        strengths are tied, two.
     """
     out = []
     for name, arm in experiment.arms.items():
-        rule = arm.chosen(size, store.lookup)
         runs = arm.runs(size, store.lookup) if size in experiment.sizes else []
-        found = ((run.seed, store.latest(run)) for run in runs)
-        records = {seed: record for seed, record in found if record is not None}
-        out.append(Row(name, rule.strength if rule and arm.strengths else None, records))
+        tuned: list[float | None] = []
+        if arm.tuning:
+            tuned += dict.fromkeys(run.rule.strength for run in runs)
+        for strength in tuned or [None]:
+            of_row = [run for run in runs if strength in (None, run.rule.strength)]
+            found = ((run.seed, store.latest(run)) for run in of_row)
+            records = {seed: record for seed, record in found if record is not None}
+            out.append(Row(name, strength, records))
     return out
 
 

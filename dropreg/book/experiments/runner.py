@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from dropreg.book.experiments.catalog import EXPERIMENTS, Experiment, Run
+from dropreg.book.experiments.catalog import EXPERIMENTS
+from dropreg.book.experiments.declarations import Experiment, Run
 from dropreg.book.experiments.records import Record, read_record
 from dropreg.book.experiments.tasks import Size, texts
 from dropreg.book.experiments.training import Progress, train
@@ -122,19 +123,19 @@ class Order:
     """What is to be run.
 
     Attributes:
-        names: Names of experiments, in this order.
-        size: Their size.
+        experiments: Names of experiments, each with a size, in this order.
         seeds: These seeds in place of those that are declared, which are what the ledger counts.
         begun: Only runs that have a checkpoint.
     """
 
-    names: Sequence[str]
-    size: Size
+    experiments: Sequence[tuple[str, Size]]
     seeds: Sequence[int] | None = None
     begun: bool = False
 
     def runs(self, store: Store) -> Iterator[Run]:
         """The runs that are known so far, each once; tuning makes further ones known.
+
+        In each experiment whole seeds of all arms come one after the other.
 
         Args:
             store: Where the ended runs are.
@@ -143,30 +144,29 @@ class Order:
             The runs, ended or not.
         """
         seen: set[str] = set()
-        for name in self.names:
-            for run in EXPERIMENTS[name].runs(self.size, store.lookup, self.seeds):
+        for name, size in self.experiments:
+            for run in EXPERIMENTS[name].runs(size, store.lookup, self.seeds):
                 if run.name in seen or (self.begun and not store.checkpoint(run).exists()):
                     continue
                 seen.add(run.name)
                 yield run
 
 
-def without_data(experiments: Iterable[Experiment], size: Size) -> dict[str, DropregError]:
+def without_data(experiments: Iterable[tuple[Experiment, Size]]) -> dict[str, DropregError]:
     """Load the texts of some experiments, so that one that is missing is known before any work.
 
     Args:
-        experiments: The experiments.
-        size: Size.
+        experiments: The experiments, each with a size.
 
     Returns:
         For each experiment whose text cannot be had, why.
     """
     missing: dict[str, DropregError] = {}
-    for experiment in experiments:
+    for experiment, size in experiments:
         for arm in experiment.arms.values():
-            run = arm.tuning(size)[0] if arm.strengths else arm.runs(size, lambda _: None)[0]
+            run = (arm.tuning_runs(size) or arm.runs(size, lambda _: None))[0]
             try:
-                texts(run.setting)
+                texts(run.setting, run.seed)
             except (DataError, MissingPackageError) as error:
                 missing[experiment.name] = error
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,8 @@ class Size(Choice):
     """Seconds, with torch alone: for tests, and to see a run live. What comes out means nothing."""
     SMALL = "small"
     """About a minute for a run with one mask, on a laptop's CPU."""
+    MEDIUM = "medium"
+    """Five times the text and twice the units of "small", the LSTM only: up to an hour a run."""
     LARGE = "large"
     """All of Penn Treebank and a third of the paper's units: about ten seconds an epoch on a GPU.
     The LSTM only."""
@@ -51,6 +53,8 @@ class Setting:
         clip: Largest norm of an update's gradient, noise included; none if infinite.
         weight_decay: As the optimizers of PyTorch have it, for every rule.
         evaluate_every: How many epochs lie between two looks at the validation part.
+        pieces: Whether the run of seed s sees piece s of the training part, in place of the first.
+        lr_falls: Whether the learning rate falls in equal steps, an epoch each, towards zero.
     """
 
     model: Mapping[str, Any]
@@ -68,6 +72,8 @@ class Setting:
     weight_decay: float
     valid_tokens: int | None = None
     evaluate_every: int = 1
+    pieces: bool = False
+    lr_falls: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +94,19 @@ class Task:
 
 
 @functools.lru_cache(maxsize=2)
-def corpus_of(name: str, train_tokens: int | None, vocab_size: int | None) -> Corpus:
+def corpus_of(
+    name: str, train_tokens: int | None, vocab_size: int | None, piece: int = 0
+) -> Corpus:
     """A corpus, kept in memory as the runs of a process share few of them."""
-    return load_corpus(name, max_train_tokens=train_tokens, vocab_size=vocab_size)
+    return load_corpus(name, max_train_tokens=train_tokens, vocab_size=vocab_size, piece=piece)
 
 
-def texts(setting: Setting) -> tuple[dict[str, Tensor], int]:
+def texts(setting: Setting, seed: int = 0) -> tuple[dict[str, Tensor], int]:
     """The three parts of a setting's text, and its number of words.
 
     Args:
         setting: The setting.
+        seed: Seed of the run, which chooses the piece of the training part if there are pieces.
 
     Returns:
         For each part its word numbers, (n,), int64; and the size of the vocabulary.
@@ -105,7 +114,8 @@ def texts(setting: Setting) -> tuple[dict[str, Tensor], int]:
     Raises:
         DataError: If the text is not there and cannot be fetched.
     """
-    corpus = corpus_of(setting.corpus, setting.train_tokens, setting.vocab_size)
+    piece = seed if setting.pieces else 0
+    corpus = corpus_of(setting.corpus, setting.train_tokens, setting.vocab_size, piece)
     shorter = setting.valid_tokens
     parts = {"train": corpus.train, "valid": corpus.valid[:shorter], "test": corpus.test[:shorter]}
     return parts, len(corpus.vocabulary)
@@ -116,7 +126,7 @@ def texts(setting: Setting) -> tuple[dict[str, Tensor], int]:
 #
 # "small" is chosen so that all of it fits into a night on two cores, and so that a network without
 # dropout overfits after a third of the epochs, which is where the effects show.
-TASKS: Mapping[str, Task] = {
+FIRST: Mapping[str, Task] = {
     task.name: task
     for task in (
         # The optimizer is that of Merity et al. (2017).
@@ -304,4 +314,52 @@ TASKS: Mapping[str, Task] = {
         ),
     )
 }  # fmt: skip
+"""The tasks of the first edition's runs, and of `large` and `full`, on the beginning of a text."""
+
+# What all runs of the second edition share: a piece of text for each seed, so that a finding is not
+# one text's; and shorter parts to look at, as a look at two networks, with the weights as they are
+# and averaged, would else take longer than the training between two looks.
+_PIECES: dict[str, Any] = {"pieces": True, "valid_tokens": 30_000, "evaluate_every": 2}
+_TINY: dict[str, Any] = {"pieces": True, "train_tokens": 400}
+
+
+def _on_pieces(
+    name: str, of: str, small: dict[str, Any], further: Mapping[Size, Setting] | None = None
+) -> Task:
+    """A first task on pieces of a text, with changes at "small"."""
+    first = FIRST[of]
+    at = {
+        Size.TINY: replace(first.settings[Size.TINY], **_TINY),
+        Size.SMALL: replace(first.settings[Size.SMALL], **_PIECES | small),
+    }
+    return replace(first, name=name, settings={**at, **(further or {})})
+
+
+_MEDIUM_LSTM = Setting(
+    model={
+        "embedding_size": 128, "hidden_size": 256, "depth": 2,
+        "embedding_p": 0.4, "hidden_p": 0.4, "output_p": 0.4, "weight_p": 0.4,
+    },
+    corpus="ptb", train_tokens=100_000, vocab_size=2_000,
+    epochs=40, batch_size=10, length=35, vary_length=True,
+    optimizer="sgd", lr=10, clip=0.25, weight_decay=1.2e-6, **_PIECES,
+)  # fmt: skip
+
+SECOND: Mapping[str, Task] = {
+    task.name: task
+    for task in (
+        # Long enough that dropout's best look is not its last.
+        _on_pieces("lstm-ptb", "lstm", {"epochs": 40}, {Size.MEDIUM: _MEDIUM_LSTM}),
+        # A text on which nothing was tuned.
+        _on_pieces("lstm-kjv", "lstm", {"epochs": 40, "corpus": "kjv"}),
+        # More text is seen as often as less, so that training converges on both.
+        _on_pieces("transformer-xl-kjv", "transformer-xl", {}),
+        _on_pieces("transformer-xl-kjv-more-text", "transformer-xl-more-text", {"epochs": 28}),
+        _on_pieces("qrnn-kjv", "qrnn", {}),
+        _on_pieces("qrnn-kjv-more-text", "qrnn-more-text", {"epochs": 28}),
+    )
+}
+"""The tasks of the second edition's runs, on pieces of a text."""
+
+TASKS: Mapping[str, Task] = {**FIRST, **SECOND}
 """Every task by its name."""

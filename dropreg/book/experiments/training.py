@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dropreg.book.data.batches import windows
-from dropreg.book.experiments.catalog import Run
+from dropreg.book.experiments.declarations import Run
 from dropreg.book.experiments.records import Record, session, write_whole
 from dropreg.book.experiments.tasks import Setting, texts
 from dropreg.book.models.base import State, detach
@@ -186,7 +186,7 @@ def train(
     """
     device = torch.device(device)
     setting, config = run.setting, run.config
-    parts, vocab_size = texts(setting)
+    parts, vocab_size = texts(setting, run.seed)
     parts = {name: tokens.to(device) for name, tokens in parts.items()}
     torch.manual_seed(run.seed)
     model = run.task.model(vocab_size, **setting.model).to(device)
@@ -288,6 +288,8 @@ def _epoch(
         generator=lengths if setting.vary_length else None,
     )
     stream = math.ceil((len(text) - 1) / setting.batch_size)
+    left = (setting.epochs - epoch + 1) / setting.epochs  # from 1 to 1/epochs
+    rate = setting.lr * setting.lr_scale * (left if setting.lr_falls else 1.0)
     sums: defaultdict[str, Tensor | float] = defaultdict(float)  # on the device, in float64
     counts: defaultdict[str, int] = defaultdict(int)  # an update may lack a part
     state: State = None
@@ -302,7 +304,7 @@ def _epoch(
         length = inputs.shape[1]
         for group in optimizer.param_groups:
             # Merity et al. 2017: as much for a word in a short window as for one in a long one.
-            group["lr"] = setting.lr * setting.lr_scale * length / setting.length
+            group["lr"] = rate * length / setting.length
         optimizer.step()
         average.update(model)
         done, updates = done + length, updates + 1

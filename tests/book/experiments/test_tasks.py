@@ -3,10 +3,11 @@
 import pytest
 
 from dropreg.book.experiments import TASKS, Size
+from dropreg.book.experiments.tasks import FIRST
 
 
 @pytest.mark.parametrize("size", [Size.TINY, Size.FULL])
-@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+@pytest.mark.parametrize("task", FIRST.values(), ids=FIRST)
 def test_the_dimensions_are_those_that_the_model_names(task, size):
     arguments = task.settings[size].model
     dimensions = {name: value for name, value in arguments.items() if name not in task.dropout}

@@ -18,7 +18,7 @@ from torch import nn
 
 from dropreg.book import cli
 from dropreg.book.experiments import EXPERIMENTS, TASKS, Record, RecordError, Run, Size, Store
-from dropreg.book.experiments.catalog import Arm
+from dropreg.book.experiments.declarations import Arm
 from dropreg.book.experiments.records import read_record, results_folder, write_whole
 from dropreg.book.experiments.runner import Order, run_next
 from dropreg.book.experiments.tasks import texts
@@ -399,7 +399,7 @@ def test_every_experiment_runs_and_is_reported(store, capsys):
 def test_a_run_that_the_clock_stops_leaves_a_row(store, monkeypatch):
     """One worker, one run, one epoch: then the time is over."""
     monkeypatch.setattr("dropreg.book.experiments.runner.time.monotonic", lambda: 0.0)
-    order = Order(["even-odd"], TINY)
+    order = Order([("even-odd", TINY)])
     record = run_next(order, store, "cpu", deadline=1e-9)
     assert record.status == "stopped after epoch 1"
     (path,) = store.results.rglob("*.json")

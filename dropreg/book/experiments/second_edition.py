@@ -1,0 +1,208 @@
+"""The second edition's experiments, by the rules of the book's page of evidence.
+
+Each seed sees a piece of text of its own, every look measures the averaged weights beside those of
+the moment, and the number of seeds is fixed here, before the runs. An experiment is a block: the
+arms whose spread is pooled. `dropreg run --queue evidence` works them off in the order below,
+each seed by seed: what decides most claims comes first, what takes longest last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dropreg.book.experiments.declarations import Arm, Experiment, Tuning
+from dropreg.book.experiments.first_edition import (
+    BOTH,
+    DROPOUT,
+    EVEN,
+    EVEN_ODD,
+    EXPLICIT,
+    NONE,
+)
+from dropreg.book.experiments.tasks import Size
+from dropreg.updates import Rule
+
+TWELVE, EIGHT, SIX, FOUR, THREE = range(12), range(8), range(6), range(4), range(3)
+_LSTM = "lstm-ptb"
+_FIVE = {
+    "none": NONE,
+    "Dropout_1": DROPOUT[1],
+    "Dropout_4": DROPOUT[4],
+    "R_approx": EXPLICIT,
+    "R_approx + xi_approx": BOTH,
+}
+_EVEN_AND_ODD = {"even": EVEN, "even + odd": EVEN_ODD}
+
+
+def _masks(k: int, noise: str = "none") -> Rule:
+    return Rule("dropout_k", noise=noise, k=k)
+
+
+def _arms(
+    rules: Mapping[str, Rule],
+    seeds: Sequence[int],
+    *,
+    task: str = _LSTM,
+    ending: str = "",
+    **changes: Any,
+) -> dict[str, Arm]:
+    return {
+        f"{name}{ending}": Arm(task=task, rule=rule, changes=changes, seeds=seeds)
+        for name, rule in rules.items()
+    }
+
+
+def _on_two_texts(task: str) -> dict[str, Arm]:
+    rules = {name: rule for name, rule in _FIVE.items() if rule is not BOTH}
+    return _arms(rules, SIX, task=task) | _arms(
+        rules, SIX, task=f"{task}-more-text", ending=", more text"
+    )
+
+
+def _tuned(rule: Rule, *strengths: float) -> Arm:
+    """Tuned as it is run, noise included."""
+    return Arm(task=_LSTM, rule=rule, tuning=Tuning(strengths), seeds=EIGHT)
+
+
+# Half a decade apart, around what was best in the first edition.
+_IDENTITY = Rule("explicit", method="central_identity"), 1e-3, 3e-3, 1e-2, 3e-2
+_LOSS_JACOBIAN = Rule("explicit", method="central_loss_jacobian"), 1.0, 3.0, 10.0
+
+
+def _with_noise(rule: Rule, *strengths: float) -> tuple[Any, ...]:
+    return replace(rule, noise="analytic"), *strengths
+
+
+SECOND_EDITION: Mapping[str, Experiment] = {
+    each.name: each
+    for each in (
+        Experiment(
+            name="lstm",
+            title="What do dropout's two effects do to an LSTM, each alone and together?",
+            source="Figures 1 to 5, Tables 3 and 4",
+            arms=_arms(
+                _FIVE
+                | {
+                    "Dropout_2": DROPOUT[2],
+                    "Dropout_4 + pair": _masks(4, "dropout_pair"),
+                    "Dropout_2 + xi_approx": _masks(2, "analytic"),
+                    "Dropout_4 + xi_approx": _masks(4, "analytic"),
+                }
+                | _EVEN_AND_ODD,
+                TWELVE,
+            ),
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="falling-rate",
+            title="What is left of the noise's effect where the learning rate falls?",
+            source="ours",
+            arms=_arms(_FIVE, EIGHT, lr_falls=True),
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="lstm-medium",
+            title="And with five times the text and twice the units?",
+            source="Figures 3 and 5, Tables 3 and 4",
+            arms=_arms(
+                {name: rule for name, rule in _FIVE.items() if rule is not DROPOUT[4]}
+                | _EVEN_AND_ODD,
+                FOUR,
+            ),
+            sizes=(Size.TINY, Size.MEDIUM),
+        ),
+        Experiment(
+            name="ablations",
+            title="Which ingredient of R_approx matters?",
+            source="Section 5.2, Table 1",
+            arms=_arms(_FIVE, EIGHT)
+            | {
+                "l2": _tuned(Rule("l2"), 1e-5, 1e-4, 1e-3),
+                "identity": _tuned(*_IDENTITY),
+                "identity + xi_approx": _tuned(*_with_noise(*_IDENTITY)),
+                "loss Jacobian": _tuned(*_LOSS_JACOBIAN),
+                "loss Jacobian + xi_approx": _tuned(*_with_noise(*_LOSS_JACOBIAN)),
+            },
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="transformer-text",
+            title="Does Transformer-XL feel the noise, and does it depend on the amount of text?",
+            source="Table 2",
+            arms=_on_two_texts("transformer-xl-kjv"),
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="qrnn-text",
+            title="Does a QRNN feel the noise, and does it depend on the amount of text?",
+            source="QRNN experiment",
+            arms=_on_two_texts("qrnn-kjv"),
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="many-masks",
+            title="What is left when sixteen masks a step, or sixteen probes, are averaged?",
+            source="Figures 1, 2 and 4",
+            arms=_arms(
+                {
+                    "Dropout_1": DROPOUT[1],
+                    "Dropout_16": DROPOUT[16],
+                    "Dropout_16 + pair": _masks(16, "dropout_pair"),
+                    "Dropout_16 + xi_approx": _masks(16, "analytic"),
+                    "R_approx": EXPLICIT,
+                    "R_approx, 16 probes": replace(EXPLICIT, probes=16),
+                },
+                THREE,
+            ),
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="lstm-kjv",
+            title="And on a text on which nothing was tuned?",
+            source="ours",
+            arms=_arms(_FIVE, SIX, task="lstm-kjv"),
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="clip",
+            title="How much of the noise's effect is due to clipping?",
+            source="ours",
+            arms=_arms(
+                {name: rule for name, rule in _FIVE.items() if rule is not NONE} | _EVEN_AND_ODD,
+                EIGHT,
+                clip=1.0,
+            ),
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="rates",
+            title="Does the replacement hold for weaker and stronger dropout?",
+            source="ours",
+            arms={
+                f"{name}, q = {q}": Arm(
+                    task=_LSTM, rule=rule, q=None if q == 0.4 else q, seeds=EIGHT
+                )
+                for q in (0.2, 0.4, 0.6)
+                for name, rule in {"Dropout_1": DROPOUT[1], "R_approx + xi_approx": BOTH}.items()
+            },
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="medium-masks",
+            title="And with eight masks a step, on five times the text?",
+            source="Figures 1 and 2",
+            arms=_arms(
+                {
+                    "Dropout_1": DROPOUT[1],
+                    "Dropout_8": DROPOUT[8],
+                    "Dropout_8 + pair": _masks(8, "dropout_pair"),
+                },
+                THREE,
+            ),
+            sizes=(Size.TINY, Size.MEDIUM),
+        ),
+    )
+}
+"""The experiments of the second edition, in the order of the queue."""
