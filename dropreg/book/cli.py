@@ -180,7 +180,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from dropreg.book.experiments.ledger import report
+    from dropreg.book.experiments.report import report
     from dropreg.book.experiments.tasks import Size
 
     print(report(Size(options.size), _store(options)))

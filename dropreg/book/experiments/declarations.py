@@ -97,19 +97,19 @@ Lookup = Callable[[Run], Record | None]
 
 @dataclass(frozen=True)
 class Tuning:
-    """How an arm's strength is chosen: by the lowest perplexity of any look, on seeds of its own.
+    """How an arm's strength is chosen: by the lowest loss of any look, on seeds of its own.
 
     Attributes:
         strengths: Those that are tried.
         seeds: Seeds that are averaged.
         quiet: Whether the gradient noise is left out in the tuning.
-        column: The perplexity that is looked at.
+        column: The loss that is looked at.
     """
 
     strengths: Sequence[float]
     seeds: Sequence[int] = TUNING_SEEDS
     quiet: bool = False
-    column: str = "averaged_valid_perplexity"
+    column: str = "averaged_valid_loss"
 
 
 @dataclass(frozen=True)
@@ -160,18 +160,18 @@ class Arm:
         """
         if self.tuning is None:
             return [self.rule]
-        logs: dict[float, list[float]] = {strength: [] for strength in self.tuning.strengths}
+        losses: dict[float, list[float]] = {strength: [] for strength in self.tuning.strengths}
         for run in self.tuning_runs(size):
             record = lookup(run)
             if record is None:
                 return []
             lowest = min(record.column(self.tuning.column)) if record.finished else math.inf
-            logs[run.rule.strength].append(math.log(lowest))
+            losses[run.rule.strength].append(lowest)
         # Sorted by the mean; where two are equal, the smaller strength is first.
-        ranked = sorted((sum(values), strength) for strength, values in logs.items())
+        ranked = sorted((sum(values), strength) for strength, values in losses.items())
         strengths = [strength for total, strength in ranked if total < math.inf][:2]
         if len(strengths) == 2:
-            pairs = zip(*(logs[strength] for strength in strengths), strict=True)
+            pairs = zip(*(losses[strength] for strength in strengths), strict=True)
             if all(best < second for best, second in pairs):
                 del strengths[1]
         return [dataclasses.replace(self.rule, strength=strength) for strength in strengths]

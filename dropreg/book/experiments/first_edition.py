@@ -38,7 +38,7 @@ def _on_two_texts(task: str) -> dict[str, Arm]:
 
 def _tuned(*strengths: float) -> Tuning:
     """As it was done: on one seed, without the noise, by the weights of the moment."""
-    return Tuning(strengths, seeds=(100,), quiet=True, column="valid_perplexity")
+    return Tuning(strengths, seeds=(100,), quiet=True, column="valid_loss")
 
 
 _BASE = {"none": NONE, "Dropout_1": DROPOUT[1]}

@@ -320,6 +320,7 @@ FIRST: Mapping[str, Task] = {
 # one text's; and shorter parts to look at, as a look at two networks, with the weights as they are
 # and averaged, would else take longer than the training between two looks.
 _PIECES: dict[str, Any] = {"pieces": True, "valid_tokens": 30_000, "evaluate_every": 2}
+_FALLING: dict[str, Any] = {"epochs": 28, "lr_falls": True}
 _TINY: dict[str, Any] = {"pieces": True, "train_tokens": 400}
 
 
@@ -352,11 +353,12 @@ SECOND: Mapping[str, Task] = {
         _on_pieces("lstm-ptb", "lstm", {"epochs": 40}, {Size.MEDIUM: _MEDIUM_LSTM}),
         # A text on which nothing was tuned.
         _on_pieces("lstm-kjv", "lstm", {"epochs": 40, "corpus": "kjv"}),
-        # More text is seen as often as less, so that training converges on both.
-        _on_pieces("transformer-xl-kjv", "transformer-xl", {}),
-        _on_pieces("transformer-xl-kjv-more-text", "transformer-xl-more-text", {"epochs": 28}),
-        _on_pieces("qrnn-kjv", "qrnn", {}),
-        _on_pieces("qrnn-kjv-more-text", "qrnn-more-text", {"epochs": 28}),
+        # More text is seen as often as less, and the learning rate falls, so that training
+        # converges on both.
+        _on_pieces("transformer-xl-kjv", "transformer-xl", _FALLING),
+        _on_pieces("transformer-xl-kjv-more-text", "transformer-xl-more-text", _FALLING),
+        _on_pieces("qrnn-kjv", "qrnn", _FALLING),
+        _on_pieces("qrnn-kjv-more-text", "qrnn-more-text", _FALLING),
     )
 }
 """The tasks of the second edition's runs, on pieces of a text."""

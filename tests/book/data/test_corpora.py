@@ -1,5 +1,6 @@
 """Corpora: their vocabulary against a plain count, their words against the published numbers."""
 
+import dataclasses
 import math
 import random
 import sys
@@ -66,6 +67,23 @@ def test_limit_against_a_plain_count(data, train, valid, test):
 def test_numbers_out_of_range_are_refused(n, size, says):
     with pytest.raises(InputError, match=says):
         limit(encode(TEXTS), n, size)
+
+
+def test_a_piece_is_limited_as_if_the_text_began_there():
+    tokens = encode(TEXTS)
+    size = len(tokens.ids["train"]) // 3
+    for piece in range(3):
+        ids = tokens.ids["train"][piece * size : (piece + 1) * size]
+        alone = dataclasses.replace(tokens, ids={**tokens.ids, "train": ids})
+        vocabulary, parts = limit(tokens, size, 4, piece)
+        expected_words, expected = limit(alone, None, 4)
+        assert vocabulary == expected_words
+        assert all(torch.equal(parts[part], expected[part]) for part in parts)
+    for piece in (-1, 3):
+        with pytest.raises(
+            InputError, match=f"piece is {piece}; the training part has 3 of {size}"
+        ):
+            limit(tokens, size, 4, piece)
 
 
 def test_an_unknown_name_is_refused():

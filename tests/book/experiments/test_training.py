@@ -18,7 +18,8 @@ from torch import nn
 
 from dropreg.book import cli
 from dropreg.book.experiments import EXPERIMENTS, TASKS, Record, RecordError, Run, Size, Store
-from dropreg.book.experiments.declarations import Arm
+from dropreg.book.experiments.declarations import TUNING_SEEDS, Arm, Experiment, Tuning
+from dropreg.book.experiments.ledger import rows
 from dropreg.book.experiments.records import read_record, results_folder, write_whole
 from dropreg.book.experiments.runner import Order, run_next
 from dropreg.book.experiments.tasks import texts
@@ -85,6 +86,40 @@ def test_seeds_differ_and_rules_share_weights_and_windows(tmp_path):
     decayed = first_look(a_run(Rule("l2", strength=0.0)))
     assert decayed == none
     assert len(first_look(a_run("dropout_k"))) == len(none)
+
+
+def test_each_seed_sees_a_piece_of_its_own_where_there_are_pieces():
+    whole = a_run(task="lstm").setting
+    words = len(texts(whole)[0]["train"])
+    pieces = dataclasses.replace(whole, train_tokens=words // 3, vocab_size=None, pieces=True)
+    whole = dataclasses.replace(whole, vocab_size=None)
+    lengths = [len(texts(pieces, seed)[0]["train"]) for seed in range(3)]
+    assert lengths == [words // 3] * 3
+
+    # Numbers differ with the vocabulary; where the same word stands again does not.
+    def pattern(tokens):
+        return [tokens.tolist().index(token) for token in tokens.tolist()]
+
+    train = texts(whole)[0]["train"]
+    for seed in range(3):
+        piece = train[seed * words // 3 : (seed + 1) * words // 3]
+        assert pattern(texts(pieces, seed)[0]["train"]) == pattern(piece)
+    assert torch.equal(texts(whole, 2)[0]["train"], texts(whole)[0]["train"])
+
+
+def test_a_learning_rate_falls_in_equal_steps_towards_zero(checkpoint, monkeypatch):
+    seen, step = [], torch.optim.SGD.step
+
+    def watched(optimizer):
+        seen.append(optimizer.param_groups[0]["lr"])
+        step(optimizer)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    changes = {"vary_length": False, "epochs": 4, "lr_falls": True}
+    record = train(a_run("none", "lstm-ptb", changes=changes), checkpoint)
+    assert record.config["lr_falls"]
+    of_epochs = torch.tensor(seen).view(4, -1).max(1).values  # the last window may be short
+    assert of_epochs.tolist() == pytest.approx([10.0, 7.5, 5.0, 2.5])
 
 
 def test_evaluation_is_over_every_token_with_carried_state():
@@ -372,21 +407,25 @@ def test_two_processes_share_the_work(store):
 @pytest.mark.slow
 def test_every_experiment_runs_and_is_reported(store, capsys):
     where = ["--results", str(store.results), "--work", str(store.work)]
-    queue = ["run", "--queue", "tiny", "--device", "cpu", "--jobs", "2", *where]
+    seeds = (0, 1, 2)
+    queue = ["run", "--queue", "tiny", "--seeds", "0,1,2", "--device", "cpu", "--jobs", "2", *where]
     assert cli.main([*queue, "--max-minutes", "0"]) == 0
     assert not store.results.exists()
     assert cli.main(queue) == 0
     for experiment in EXPERIMENTS.values():
+        if TINY not in experiment.sizes:
+            continue
         assert all(arm.chosen(TINY, store.lookup) for arm in experiment.arms.values())
-        for run in experiment.runs(TINY, store.lookup):
+        for run in experiment.runs(TINY, store.lookup, seeds):
             assert store.lookup(run).finished
     capsys.readouterr()
     assert cli.main(["status", "--size", "tiny", *where]) == 0
     table = capsys.readouterr().out
     for experiment in EXPERIMENTS.values():
-        runs = len(list(experiment.runs(TINY, store.lookup)))
+        runs = list(experiment.runs(TINY, store.lookup))
+        ended = sum(store.lookup(run) is not None for run in runs)
         (line,) = (line for line in table.splitlines() if f" {experiment.name} " in line)
-        assert line.split()[1:5] == [str(runs), "/", str(runs), "0"]
+        assert line.split()[1:5] == [str(ended), "/", str(len(runs)), "0"]
     assert cli.main(["report", "--size", "tiny", *where]) == 0
     report = capsys.readouterr().out
     assert "not yet run" not in report
@@ -419,44 +458,59 @@ def test_resume_takes_up_what_has_begun_and_nothing_else(store, capsys):
 
 
 def test_tuning_uses_a_seed_of_its_own_and_then_the_best_strength(store):
-    arm = Arm("lstm", Rule("l2"), strengths=(1e-4, 1e-2, 1.0))
-    assert arm.chosen(TINY, store.lookup) is None
-    assert arm.runs(TINY, store.lookup) == []
-    perplexities = {1e-4: 30.0, 1e-2: 20.0, 1.0: 40.0}
-    for run in arm.tuning(TINY):
-        rows = [{"epoch": 1, "valid_perplexity": perplexities[run.rule.strength]}]
-        Record(run.name, run.config, "finished", [], rows, {}).write(store.results)
-    assert arm.chosen(TINY, store.lookup).strength == 1e-2
+    arm = tuned_by(store, {1e-4: [3.0] * 3, 1e-2: [2.0] * 3, 1.0: [4.0] * 3})
+    assert [rule.strength for rule in arm.chosen(TINY, store.lookup)] == [1e-2]
     runs = arm.runs(TINY, store.lookup)
     assert [run.seed for run in runs] == [0, 1, 2]
-    assert {run.seed for run in arm.tuning(TINY)}.isdisjoint(run.seed for run in runs)
+    assert {run.seed for run in arm.tuning_runs(TINY)}.isdisjoint(run.seed for run in runs)
 
 
-def test_a_strength_is_tuned_without_the_noise_and_kept_with_it():
+def tuned_by(store, losses):
+    """An arm whose strengths have had these validation losses; infinite where a run diverged."""
+    arm = Arm("lstm-ptb", Rule("explicit", "analytic"), tuning=Tuning(tuple(losses)))
+    assert arm.chosen(TINY, store.lookup) == []
+    assert arm.runs(TINY, store.lookup) == []
+    for run in arm.tuning_runs(TINY):
+        assert run.rule.noise_scale == 1.0  # with the noise that it will have
+        loss = losses[run.rule.strength][TUNING_SEEDS.index(run.seed)]
+        status = "finished" if math.isfinite(loss) else "diverged: epoch 2"
+        rows = [{"epoch": 1, "averaged_valid_loss": min(loss, 9.0)}]
+        Record(run.name, run.config, status, [], rows, {}).write(store.results)
+    return arm
+
+
+def test_two_strengths_are_tied_unless_one_is_better_on_every_seed(store):
+    arm = tuned_by(store, {0.1: [4.0, 4.0, 4.0], 0.3: [2.0, 2.0, 2.2], 1.0: [2.1, 2.1, 2.1]})
+    assert [rule.strength for rule in arm.chosen(TINY, store.lookup)] == [0.3, 1.0]
+    runs = arm.runs(TINY, store.lookup)
+    assert [(run.seed, run.rule.strength) for run in runs[:3]] == [(0, 0.3), (0, 1.0), (1, 0.3)]
+    made_up = Experiment("made-up", "", "", {"arm": arm, "other": Arm("lstm-ptb", Rule("none"))})
+    found = rows(made_up, TINY, store)
+    assert [row.label for row in found] == ["arm, strength 0.3", "arm, strength 1", "other"]
+
+
+def test_a_strength_was_tuned_without_the_noise_and_kept_with_it_in_the_first_edition():
     arms = EXPERIMENTS["ingredients"].arms
     quiet, noisy = arms["identity"], arms["identity + xi_approx"]
-    assert noisy.tuning(TINY) == quiet.tuning(TINY)
-    tuned = quiet.tuning(TINY)
+    assert noisy.tuning_runs(TINY) == quiet.tuning_runs(TINY)
+    tuned = quiet.tuning_runs(TINY)
     best = tuned[len(tuned) // 2]
-    perplexities = {run.name: 1 if run is best else 2 for run in tuned}
+    losses = {run.name: 1 if run is best else 2 for run in tuned}
 
     def lookup(run):
-        rows = [{"epoch": 1, "valid_perplexity": perplexities[run.name]}]
+        rows = [{"epoch": 1, "valid_loss": losses[run.name]}]
         return Record(run.name, run.config, "finished", [], rows, {})
 
     strength = best.rule.strength
-    assert quiet.chosen(TINY, lookup) == Rule("explicit", method="identity", strength=strength)
-    assert noisy.chosen(TINY, lookup) == Rule(
-        "explicit", "analytic", method="identity", strength=strength
-    )
+    assert quiet.chosen(TINY, lookup) == [Rule("explicit", method="identity", strength=strength)]
+    assert noisy.chosen(TINY, lookup) == [
+        Rule("explicit", "analytic", method="identity", strength=strength)
+    ]
 
 
 def test_a_diverged_strength_is_not_chosen(store):
-    arm = Arm("lstm", Rule("l2"), strengths=(1e-4, 1e-2))
-    for run, status in zip(arm.tuning(TINY), ("finished", "diverged: epoch 2"), strict=True):
-        rows = [{"epoch": 1, "valid_perplexity": 30.0 if status == "finished" else 1.0}]
-        Record(run.name, run.config, status, [], rows, {}).write(store.results)
-    assert arm.chosen(TINY, store.lookup).strength == 1e-4
+    arm = tuned_by(store, {0.1: [3.0] * 3, 0.3: [1.0, 1.0, math.inf], 1.0: [math.inf] * 3})
+    assert [rule.strength for rule in arm.chosen(TINY, store.lookup)] == [0.1]
 
 
 @pytest.mark.parametrize(
@@ -490,7 +544,7 @@ def test_a_missing_text_is_told_before_any_work(store, capsys, monkeypatch, tmp_
     where = ["--results", str(store.results), "--work", str(store.work)]
     monkeypatch.setattr(
         "dropreg.book.experiments.runner.texts",
-        lambda setting: (_ for _ in ()).throw(DataError("gone")),
+        lambda *_: (_ for _ in ()).throw(DataError("gone")),
     )
     assert cli.main(["run", "dropout-k", "--device", "cpu", *where]) == 1
     assert capsys.readouterr().err == "dropreg: gone\n"
@@ -502,7 +556,7 @@ def test_a_missing_text_is_told_before_any_work(store, capsys, monkeypatch, tmp_
 def test_a_missing_package_leaves_an_experiment_out(store, capsys, monkeypatch):
     monkeypatch.setattr(
         "dropreg.book.experiments.runner.texts",
-        lambda setting: (_ for _ in ()).throw(MissingPackageError("needs a reader")),
+        lambda *_: (_ for _ in ()).throw(MissingPackageError("needs a reader")),
     )
     where = ["--results", str(store.results), "--work", str(store.work)]
     assert cli.main(["run", "dropout-k", "--device", "cpu", *where]) == 1

@@ -1,4 +1,4 @@
-"""The ledger: its rule, its numbers, and that the page says what the rows say."""
+"""The first edition's ledger: its rule, its numbers, and that its page says what the rows say."""
 
 import json
 import math
@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from dropreg.book.experiments import EXPERIMENTS, Record, Size, Store
-from dropreg.book.experiments.claims import CLAIMS, Claim, Expected
-from dropreg.book.experiments.ledger import Epoch, Verdict, judge, report, rows, verdict
+from dropreg.book.experiments import Record, Size, Store
+from dropreg.book.experiments.first_edition import FIRST_EDITION
+from dropreg.book.experiments.first_ledger import CLAIMS, Claim, Expected, Verdict, judge, verdict
+from dropreg.book.experiments.ledger import Epoch, rows
 from dropreg.book.experiments.records import results_folder
+from dropreg.book.experiments.report import report
 from dropreg.errors import InputError
 from tools import build_book
 
@@ -66,7 +68,7 @@ def test_the_margin_is_a_share():
 def made_up(tmp_path):
     """Runs with known perplexities: three seeds of one arm, four of another, one of it diverged."""
     store = Store(tmp_path / "results", tmp_path / "runs")
-    arms = EXPERIMENTS["even-odd"].arms
+    arms = FIRST_EDITION["even-odd"].arms
     perplexities = {"even": [50.0, 60.0, 70.0], "Dropout_1": [51.0, 59.0, 66.0]}
     for name, values in perplexities.items():
         runs = arms[name].runs(Size.TINY, store.lookup)
@@ -94,9 +96,9 @@ def test_a_finding_is_a_paired_t_interval(made_up):
 
 
 def test_a_diverged_run_is_counted_and_not_averaged(made_up):
-    run = EXPERIMENTS["even-odd"].arms["even"].runs(Size.TINY, made_up.lookup)[1]
+    run = FIRST_EDITION["even-odd"].arms["even"].runs(Size.TINY, made_up.lookup)[1]
     Record(run.name, run.config, "diverged: epoch 1", [], [], {}).write(made_up.results)
-    by_name = {row.arm: row for row in rows(EXPERIMENTS["even-odd"], Size.TINY, made_up)}
+    by_name = {row.arm: row for row in rows(FIRST_EDITION["even-odd"], Size.TINY, made_up)}
     assert by_name["even"].summary(Epoch.BEST) == "50.0, 70.0 (1 diverged)"
     assert by_name["none"].summary(Epoch.BEST) == ""
     finding = judge(claim(Expected.WORSE), Size.TINY, made_up)
@@ -106,10 +108,10 @@ def test_a_diverged_run_is_counted_and_not_averaged(made_up):
 
 
 def test_what_was_stopped_is_shown_and_not_judged(made_up):
-    run = EXPERIMENTS["even-odd"].arms["even"].runs(Size.TINY, made_up.lookup)[1]
+    run = FIRST_EDITION["even-odd"].arms["even"].runs(Size.TINY, made_up.lookup)[1]
     epochs = [{"epoch": 1, "valid_perplexity": 9.0}, {"epoch": 2, "valid_perplexity": 8.0}]
     Record(run.name, run.config, "stopped after epoch 2", [], epochs, {}).write(made_up.results)
-    by_name = {row.arm: row for row in rows(EXPERIMENTS["even-odd"], Size.TINY, made_up)}
+    by_name = {row.arm: row for row in rows(FIRST_EDITION["even-odd"], Size.TINY, made_up)}
     assert by_name["even"].summary(Epoch.BEST) == "50.0, 70.0 (8.0 in the first 2 epochs)"
     finding = judge(claim(Expected.WORSE), Size.TINY, made_up)
     assert set(finding.logs) == {0, 2}
@@ -120,7 +122,7 @@ def test_what_was_stopped_is_shown_and_not_judged(made_up):
 
 
 def test_curves_have_the_epochs_that_were_looked_at(made_up):
-    by_name = {row.arm: row for row in rows(EXPERIMENTS["even-odd"], Size.TINY, made_up)}
+    by_name = {row.arm: row for row in rows(FIRST_EDITION["even-odd"], Size.TINY, made_up)}
     epochs, perplexities = by_name["even"].curve()
     assert epochs.tolist() == [1, 3]
     assert perplexities.tolist() == [[50, 60], [60, 70], [70, 80]]
@@ -130,7 +132,7 @@ def test_curves_have_the_epochs_that_were_looked_at(made_up):
 
 def test_claims_name_arms_that_exist():
     for each in CLAIMS:
-        arms = EXPERIMENTS[each.experiment].arms
+        arms = FIRST_EDITION[each.experiment].arms
         assert each.first in arms, each.text
         assert each.second in arms, each.text
 
@@ -138,7 +140,7 @@ def test_claims_name_arms_that_exist():
 def test_the_committed_rows_give_the_report():
     """Every number of the report once more, from the files alone."""
     text = report(Size.SMALL, STORE)
-    for each in EXPERIMENTS.values():
+    for each in FIRST_EDITION.values():
         for row in rows(each, Size.SMALL, STORE):
             seeds = row.records
             if len(seeds) < 3 or not all(record.finished for record in seeds.values()):
@@ -174,7 +176,7 @@ def test_the_page_and_the_rows_agree(page):
         for epoch in Epoch:
             finding = judge(each, Size.SMALL, STORE, epoch)
             assert finding.summary in page, each.text
-    for each in EXPERIMENTS.values():
+    for each in FIRST_EDITION.values():
         for row in rows(each, Size.SMALL, STORE):
             for epoch in Epoch:
                 assert row.summary(epoch) in page, (each.name, row.arm)
@@ -184,7 +186,7 @@ def test_the_page_shows_no_other_perplexities(page):
     """Nothing of the form "mean ± interval" stands there that the rows do not give."""
     given = {
         row.summary(epoch).split(" (")[0]
-        for each in EXPERIMENTS.values()
+        for each in FIRST_EDITION.values()
         for row in rows(each, Size.SMALL, STORE)
         for epoch in Epoch
     }
