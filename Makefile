@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides assignments notebooks benchmark check test elsewhere colab links hooks pins lint clean
+.PHONY: help env book serve slides assignments notebooks queue benchmark check test elsewhere colab links hooks pins lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -41,6 +41,11 @@ assignments: env ## make each assignment for students and for you, for assignmen
 
 notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their outputs, to commit
 	@$(BIN)/python -m tools.build_book notebooks $(ONLY) --workers $(WORKERS)
+
+queue: env ## work off the ledger's runs on one core, from a clone of the last commit (takes DROPREG_DATA)
+	@rm -rf _build/queue && git clone -q . _build/queue
+	@cd _build/queue && DROPREG_DATA="$(abspath $(DROPREG_DATA))" nice -n 5 ../../$(BIN)/python -m dropreg \
+	  run --queue evidence --device cpu --results "$(CURDIR)/results" --work "$(CURDIR)/runs"
 
 benchmark: env ## time and memory of every method, recorded in results/speed (SIZE=full: the paper's models)
 	@$(BIN)/python -m benchmarks --size $(SIZE)

@@ -49,9 +49,17 @@ NEEDY = {
         "A confidence interval needs numpy",
     ),
     "verdict": (
-        "from dropreg.book.experiments import claims, ledger; "
-        "ledger.verdict([0.1] * 3, claims.CLAIMS[0])",
+        "from dropreg.book.experiments import first_ledger; "
+        "first_ledger.verdict([0.1] * 3, first_ledger.CLAIMS[0])",
         "A confidence interval needs numpy",
+    ),
+    "contrast": (
+        "from dropreg.book.statistics import contrasts; contrasts({}, [], [])",
+        "A contrast needs numpy",
+    ),
+    "p-value": (
+        "from dropreg.book.statistics import Uncertain; Uncertain(1.0, 1.0, 3).p_value",
+        "A p-value needs scipy",
     ),
     "curve": (
         "from dropreg.book.experiments import Record\n"

@@ -137,3 +137,34 @@ def learning_curves(
             arrowprops={"arrowstyle": "-", "color": color, "lw": 1.5},
             annotation_clip=False,
         )
+
+
+def fit_curves(
+    axes: Axes,
+    curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    colors: Mapping[str, str],
+    *,
+    room: float = 0.15,
+) -> None:
+    """Draw test loss over training loss, one line for each arm, with a dot where it is lowest.
+
+    Args:
+        axes: Where to draw.
+        curves: For each label an arm's training and test losses, (looks,) each, in nats.
+        colors: For each label a key of `COLORS`; arms of one colour differ in their line.
+        room: How far above the lowest test loss the figure reaches, in nats.
+    """
+    import numpy as np  # which matplotlib has brought
+
+    lowest = min(float(np.min(test)) for _, test in curves.values())
+    for label, (train, test) in curves.items():
+        same = [other for other in curves if colors[other] == colors[label]]
+        style = ("-", "--", ":", "-.")[same.index(label) % 4]
+        fit, loss = np.asarray(train), np.asarray(test)
+        color, best = COLORS[colors[label]], int(loss.argmin())
+        axes.plot(fit, loss, style, color=color, lw=1.5, label=label)
+        axes.plot(fit[best], loss[best], "o", color=color, ms=5)
+    axes.set(xlabel="training loss (nats)", ylabel="test loss (nats)")
+    axes.set(ylim=(lowest - 0.1 * room, lowest + room))
+    axes.invert_xaxis()  # training goes on to the right
+    axes.legend(fontsize=8, loc="upper left", ncols=2)

@@ -26,7 +26,7 @@ LEVEL_OF_SPREAD = 0.25
 """How often a contrast as noisy as the others is taken for a noisier one; see `contrasts`. Rarer
 means narrower intervals, and too narrow ones where arms do differ in spread."""
 POWER = 0.8
-"""With what probability `Estimate.detectable` is told from zero."""
+"""With what probability `Uncertain.detectable` is told from zero."""
 
 
 def interval(runs: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +107,7 @@ def in_percent(log: float) -> float:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Uncertain:
     """A number with its standard error.
 
     Attributes:
@@ -155,12 +155,12 @@ class Estimate:
 
         return self.error * float(brentq(missed, 0.0, 4 * end + 4))
 
-    def __add__(self, other: Estimate) -> Estimate:
+    def __add__(self, other: Uncertain) -> Uncertain:
         """The sum of two independent numbers; Welch and Satterthwaite's degrees of freedom."""
         squares = self.error**2, other.error**2
         total = sum(squares)
         degrees = total**2 / (squares[0] ** 2 / self.degrees + squares[1] ** 2 / other.degrees)
-        return Estimate(self.value + other.value, total**0.5, degrees)
+        return Uncertain(self.value + other.value, total**0.5, degrees)
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,10 @@ class Contrasts:
     degrees: float
     pooled: bool
 
-    def sum(self, *factors: float) -> Estimate:
+    def sum(self, *factors: float) -> Uncertain:
         """The sum of the contrasts, each times a factor."""
         value = float(sum(f * v for f, v in zip(factors, self.values, strict=True)))
-        return Estimate(value, float(factors @ self.covariance @ factors) ** 0.5, self.degrees)
+        return Uncertain(value, float(factors @ self.covariance @ factors) ** 0.5, self.degrees)
 
 
 def contrasts(
@@ -242,7 +242,7 @@ def contrasts(
     return Contrasts(values, covariance, degrees, pooled=True)
 
 
-def ratio_interval(estimate: Callable[[float], Estimate], ratio: float) -> tuple[float, float]:
+def ratio_interval(estimate: Callable[[float], Uncertain], ratio: float) -> tuple[float, float]:
     r"""Fieller's 95 % interval of a ratio.
 
     It holds all :math:`\rho` for which *part* :math:`- \rho\,\cdot` *whole* is not told from zero.

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from dropreg.book.plots import learning_curves, use_style
+from dropreg.book.plots import fit_curves, learning_curves, use_style
 from dropreg.book.statistics import interval
 from dropreg.errors import MissingPackageError
 
@@ -28,4 +28,22 @@ def test_learning_curves_show_the_means_and_say_where_one_that_leaves_the_figure
         np.testing.assert_allclose(line.get_xdata(), epochs)
         np.testing.assert_allclose(line.get_ydata(), interval(perplexities)[0])
     assert {text.get_text() for text in axes.texts} == {"low", "high (to 91)"}
+    plt.close(figure)
+
+
+def test_fit_curves_have_their_dots_at_the_lowest_test_loss():
+    curves = {
+        "one": ([5.0, 4.0, 3.0], [4.5, 3.9, 4.0]),
+        "other": ([5.0, 4.5, 4.0], [4.6, 4.2, 4.1]),
+    }
+    figure, axes = plt.subplots()
+    fit_curves(axes, curves, {"one": "dropout", "other": "dropout"})
+    lines = {line.get_label(): line for line in axes.lines if line.get_label() in curves}
+    for label, (train, test) in curves.items():
+        np.testing.assert_allclose(lines[label].get_xydata(), np.transpose([train, test]))
+    assert lines["one"].get_linestyle() != lines["other"].get_linestyle()
+    dots = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[4.0, 3.9], [4.0, 4.1]]
+    low, high = axes.get_ylim()
+    assert low < 3.9 < high
     plt.close(figure)

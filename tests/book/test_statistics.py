@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from dropreg.book.statistics import (
-    Estimate,
+    Uncertain,
     contrasts,
     holm,
     interval,
@@ -110,7 +110,7 @@ def test_a_noisier_pair_is_judged_by_its_own_spread(block):
 def test_independent_estimates_add_as_welch_has_it():
     generator = np.random.default_rng(1)
     x, y = generator.normal(0, 1, 5), generator.normal(0, 3, 9)
-    means = [Estimate(v.mean(), v.std(ddof=1) / len(v) ** 0.5, len(v) - 1) for v in (x, -y)]
+    means = [Uncertain(v.mean(), v.std(ddof=1) / len(v) ** 0.5, len(v) - 1) for v in (x, -y)]
     total = means[0] + means[1]
     welch = stats.ttest_ind(x, y, equal_var=False)
     assert total.degrees == pytest.approx(welch.df)
@@ -121,7 +121,7 @@ def test_independent_estimates_add_as_welch_has_it():
 def test_what_is_detectable_is_detected_four_times_in_five():
     """Drawn: normal means over chi-square spreads."""
     generator, degrees, runs = np.random.default_rng(2), 7, 200_000
-    true = Estimate(0.0, 1.0, degrees).detectable
+    true = Uncertain(0.0, 1.0, degrees).detectable
     errors = np.sqrt(generator.chisquare(degrees, runs) / degrees)
     values = true + generator.normal(0, 1, runs)
     seen = (values > student(degrees) * errors).mean()
@@ -138,10 +138,10 @@ def test_a_ratio_has_fiellers_interval():
 
     def estimate(rho):
         variance = variances[0] - 2 * rho * covariance + rho**2 * variances[1]
-        return Estimate(part - rho * whole, variance**0.5, degrees)
+        return Uncertain(part - rho * whole, variance**0.5, degrees)
 
     assert ratio_interval(estimate, part / whole) == pytest.approx(((b - root) / a, (b + root) / a))
-    hidden = ratio_interval(lambda rho: Estimate(1 - rho, 0.1 + abs(rho), degrees), 1.0)
+    hidden = ratio_interval(lambda rho: Uncertain(1 - rho, 0.1 + abs(rho), degrees), 1.0)
     assert hidden[1] == math.inf
 
 

@@ -67,7 +67,7 @@ def _claims(size: Size, store: Store) -> str:
         lines.append(f"  {claim.text} ({claim.source})")
         for view in View:
             findings, p = judged[view][index], p_values[view][index]
-            numbers = "; ".join(each.summary or "-" for each in findings)
+            numbers = "; ".join(each.summary for each in findings)
             together = "" if p is None else f" (p = {p:.2g})"
             lines.append(f"    {view}: {numbers}: {verdict(findings)}{together}")
     return "\n".join(lines)

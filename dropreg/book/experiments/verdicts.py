@@ -29,7 +29,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
@@ -41,7 +41,7 @@ from dropreg.book.experiments.ledger import Row, rows
 from dropreg.book.experiments.records import Record
 from dropreg.book.experiments.runner import Store
 from dropreg.book.statistics import (
-    Estimate,
+    Uncertain,
     contrasts,
     holm,
     in_percent,
@@ -162,6 +162,7 @@ class Finding:
         verdict: By the rule of this module.
         strengths: Of the arms whose strength is tuned, those that are compared.
         seeds: The seeds that are compared.
+        declared: How many there are to be.
         part: The claim's part, in log perplexity; None where there is none yet.
         whole: The gap that it is a part of.
         share: The part's share of the whole, with its interval; only where the whole is told from
@@ -175,11 +176,12 @@ class Finding:
     network: Network
     verdict: Verdict
     strengths: Mapping[str, float]
-    seeds: Sequence[int] = ()
-    part: Estimate | None = None
-    whole: Estimate | None = None
+    seeds: Sequence[int]
+    declared: int
+    part: Uncertain | None = None
+    whole: Uncertain | None = None
     share: tuple[float, float, float] | None = None
-    decisive: Estimate | None = None
+    decisive: Uncertain | None = None
     fit: float | None = None
 
     @property
@@ -193,7 +195,7 @@ class Finding:
     def summary(self) -> str:
         """The numbers in a line: a difference in percent, or a share, with its interval."""
         if self.part is None:
-            return f"{len(self.seeds)} seeds" if self.seeds else ""
+            return f"{len(self.seeds)} of {self.declared} seeds"
         gap = self.whole or self.part
         percents = tuple(map(in_percent, (gap.value, *gap.interval)))
         text = "{:+.1f} % ({:+.1f} to {:+.1f})".format(*percents)
@@ -252,6 +254,27 @@ def perplexities(row: Row, view: View, network: Network = Network.AVERAGED) -> d
     }
 
 
+def fit_curve(
+    row: Row, seeds: Sequence[int], network: Network = Network.AVERAGED
+) -> tuple[list[float], list[float]]:
+    """An arm's way through training: at each look the training and the test loss, in nats.
+
+    Args:
+        row: The arm.
+        seeds: Seeds that are averaged; their runs have finished.
+        network: Which of a look's networks.
+
+    Returns:
+        Mean training losses and mean test losses, (looks,) each.
+    """
+    looks = [Looks.of(row.records[seed], network) for seed in seeds]
+
+    def mean(columns: Iterable[Sequence[float]]) -> list[float]:
+        return [sum(values) / len(seeds) for values in zip(*columns, strict=True)]
+
+    return mean(each.train for each in looks), mean(each.test for each in looks)
+
+
 def verdict(findings: Sequence[Finding]) -> Verdict:
     """What is concluded from a claim's findings: what holds for each of two tied strengths."""
     verdicts = {finding.verdict for finding in findings}
@@ -290,7 +313,8 @@ def _finding(
     seeds = sorted(declared & ended)
 
     def finding(verdict: Verdict, **numbers: Any) -> Finding:
-        return Finding(claim, view, network, verdict, strengths, seeds, **numbers)
+        count = len(declared)
+        return Finding(claim, view, network, verdict, strengths, seeds, count, **numbers)
 
     if not seeds:
         return finding(Verdict.NOT_RUN)
@@ -337,7 +361,7 @@ def _finding(
         blocks.append(contrasts(outcomes, weights, pool))
         fits += fit
 
-    def total(*factors: float) -> Estimate:
+    def total(*factors: float) -> Uncertain:
         return functools.reduce(operator.add, (block.sum(*factors) for block in blocks))
 
     decisive = total(*claim.contrast)

@@ -130,7 +130,7 @@ def test_nothing_is_judged_before_its_seeds_have_ended():
     assert found({}, seeds=[]).verdict is Verdict.NOT_RUN
     part = found({"Dropout_4": moved(0.5)}, seeds=range(11))
     assert part.verdict is Verdict.UNDER_WAY
-    assert part.summary == "11 seeds"
+    assert part.summary == "11 of 12 seeds"
     assert found({"Dropout_4": moved(0.5)}, seeds=range(12)).verdict is Verdict.REPRODUCED
 
 
