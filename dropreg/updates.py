@@ -514,8 +514,10 @@ def replace_dropout(
             loss stands for loss plus explicit effect, with all its orders, and the odd part is the
             noise, with all its odd orders; it also works in half precision. Keep `explicit` between
             0 and 1 there: beyond 1 the clean loss has a negative weight, and training can run away.
-            Any other `ExplicitMethod` computes the explicit effect by itself, and the noise by a
-            double backward, as the paper does. The book's table of methods compares them.
+            "central_identity" and "central_loss_jacobian" are ablations that take both from the
+            same two passes as "central". Any other `ExplicitMethod` computes the explicit effect
+            by itself, and the noise by a double backward, as the paper does. The book's table of
+            methods compares them.
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         distribution: Law of the noise; Rademacher if None.
         step: Scale of the probe in "central". Half the default is closer to the derivative for

@@ -4,6 +4,9 @@ Each seed sees a piece of text of its own, every look measures the averaged weig
 the moment, and the number of seeds is fixed here, before the runs. An experiment is a block: the
 arms whose spread is pooled. `dropreg run --queue evidence` works them off in the order below,
 each seed by seed: what decides most claims comes first, what takes longest last.
+
+Both effects on a share of the batch, which are to take the place of the first edition's "every n-th
+update", have no arm yet: the rule does not know them.
 """
 
 from __future__ import annotations
