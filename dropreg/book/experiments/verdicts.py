@@ -20,8 +20,9 @@ the second's lies above zero, and **contradicted** if it lies below. A claim of 
 of a gap is judged only where the gap itself is told from zero, and is reproduced if the interval of
 the part less its share of the whole lies above (below) zero: that is, if Fieller's interval of the
 part's share of the whole lies above (below) the claimed one. What is left is **undecided**. Nothing
-is judged before all declared seeds have ended, nor while an arm still falls: where in most seeds
-its best look is the last one, unless its learning rate has fallen to nothing by then.
+is judged before all declared seeds have ended, each on one kind of device for all arms, nor while
+an arm still falls: where in most seeds its best look is the last one, unless its learning rate has
+fallen to nothing by then.
 """
 
 from __future__ import annotations
@@ -310,7 +311,12 @@ def _finding(
     ended = set.intersection(
         *({seed for seed, record in row.records.items() if record.ended} for row in arms.values())
     )
-    seeds = sorted(declared & ended)
+    # A seed whose arms were trained on different kinds of device is no pair.
+    seeds = [
+        seed
+        for seed in sorted(declared & ended)
+        if len(set.union(*(_devices(row.records[seed]) for row in arms.values()))) <= 1
+    ]
 
     def finding(verdict: Verdict, **numbers: Any) -> Finding:
         count = len(declared)
@@ -379,6 +385,11 @@ def _finding(
         ends = ratio_interval(lambda share: total(1.0, -share), ratio)
         numbers["share"] = (ratio, *ends)
     return finding(Verdict.CONTRADICTED if high < 0 else reached, **numbers)
+
+
+def _devices(record: Record) -> set[str]:
+    """The kinds of device that a run was trained on, such as "cpu"."""
+    return {session["device"].split(":")[0] for session in record.sessions}
 
 
 def _finished(row: Row, seeds: Sequence[int]) -> bool:

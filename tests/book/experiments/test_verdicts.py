@@ -146,6 +146,23 @@ def test_a_diverged_run_is_not_left_out():
     assert finding.verdict is Verdict.UNDER_WAY
 
 
+def test_arms_on_different_devices_are_no_pair():
+    drawn = simulate(LSTM, {"Dropout_4": moved(0.05)}, np.random.default_rng(0))
+    row = next(row for row in drawn if row.arm == "Dropout_4")
+
+    def on(device):
+        row.records[3] = dataclasses.replace(row.records[3], sessions=[{"device": device}])
+        other = next(row for row in drawn if row.arm == "Dropout_1")
+        other.records[3] = dataclasses.replace(other.records[3], sessions=[{"device": "cpu: a"}])
+        (finding,) = judge_rows(WORSE, LSTM, drawn, View.BEST, Network.AVERAGED)
+        return finding
+
+    assert on("cpu: b").verdict is Verdict.REPRODUCED
+    apart = on("cuda: b")
+    assert apart.verdict is Verdict.UNDER_WAY
+    assert 3 not in apart.seeds
+
+
 def test_two_tied_strengths_must_agree():
     experiment = EXPERIMENTS["ablations"]
     weaker = claim(("identity", "R_approx"), experiment="ablations")
@@ -165,6 +182,21 @@ def test_two_tied_strengths_must_agree():
     assert verdict(findings) is Verdict.REPRODUCED
     assert verdict(judged(0.05, -0.05)) is Verdict.UNDECIDED
     assert verdict(judged(0.05, 0.0)) is Verdict.UNDECIDED
+
+
+def test_a_finding_says_what_it_could_have_seen():
+    assert found({}, seeds=[]).power == ""
+    difference = found({})
+    seen = 100 * math.expm1(difference.decisive.detectable)
+    assert difference.power == f"{seen:.1f} %"
+    assert found({}, of=RECOVERS).power.startswith("a gap of ")
+    gap = {"Dropout_4": moved(0.04)}
+    most, little = found(gap, of=RECOVERS), found(gap, of=VANISHES)
+    for finding, sign in ((most, 1), (little, -1)):
+        distance = finding.decisive.detectable / finding.whole.value
+        assert finding.power == f"a share of {0.5 + sign * distance:.2f}"
+    assert most.summary.startswith(f"{most.share[0]:.2f} (")
+    assert most.summary.endswith("n = 12")
 
 
 def test_claims_judged_together_are_corrected_and_the_others_left_out():
