@@ -150,8 +150,9 @@ def _half_squares(
     criterion: Loss, up: Tensor, down: Tensor, step: float, targets: Tensor | None
 ) -> Tensor:
     """Half the mean over the terms of |t|^2; as `half_quadratic`, with the identity as H_out."""
+    count = criterion.count(up, targets)  # refuses targets that do not fit
     t = criterion.weighted((up - down) / (2 * step), targets)
-    return 0.5 * t.square().sum() / criterion.count(up, targets)
+    return 0.5 * t.square().sum() / count
 
 
 def _half_squared_slopes(
@@ -159,11 +160,12 @@ def _half_squared_slopes(
 ) -> Tensor:
     """Half the mean over the terms of (dl/d epsilon)^2, with each term's own loss l."""
     assert targets is not None
+    count = criterion.count(up, targets)  # refuses targets that do not fit
     ends = (criterion.per_term(logits, targets) for logits in (up, down))
     slopes = reduce(torch.sub, ends) / (2 * step)
     counted = criterion.counted(targets)
     slopes = slopes if counted is None else slopes.where(counted, 0.0)
-    return 0.5 * slopes.square().sum() / criterion.count(up, targets)
+    return 0.5 * slopes.square().sum() / count
 
 
 QUADRATICS: dict[ExplicitMethod, Callable[[Loss, Tensor, Tensor, float, Tensor | None], Tensor]] = {
