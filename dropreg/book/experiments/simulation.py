@@ -2,8 +2,7 @@ r"""Runs whose truth is known, to see what the rule of the ledger says of them.
 
 A run's training loss :math:`f` falls by the same amount from look to look. Its test loss is
 
-.. math:: y &= \text{level} + \text{bend}\,(f - f^*)^2 \\
-            &\quad {} + \text{piece} + \text{run} + \text{look} ,
+.. math:: y = \text{level} + \text{bend}\,(f - f^*)^2 + \text{piece} + \text{run} + \text{look} ,
 
 where the piece of text is shared by all arms of a seed, the run's own part by all looks of a run,
 and every look adds its own; validation is the same with looks of its own. So an arm's level is its
