@@ -169,7 +169,6 @@ class Finding:
         share: The part's share of the whole, with its interval; only where the whole is told from
             zero.
         decisive: The contrast that decides, positive if the claim is true.
-        fit: Mean clean training loss at which "equal fit" compares, in nats.
     """
 
     claim: Claim
@@ -183,7 +182,6 @@ class Finding:
     whole: Uncertain | None = None
     share: tuple[float, float, float] | None = None
     decisive: Uncertain | None = None
-    fit: float | None = None
 
     @property
     def p_value(self) -> float:
@@ -341,7 +339,7 @@ def _finding(
     ]
     if falling and view is not View.EQUAL_FIT:
         return finding(Verdict.STILL_FALLING)
-    blocks, fits = [], []
+    blocks = []
     for task in dict.fromkeys(experiment.arms[name].task for name in arms):
         here = {name: row.label for name, row in arms.items() if experiment.arms[name].task == task}
         fit = [
@@ -365,7 +363,6 @@ def _finding(
             if gap
         ]
         blocks.append(contrasts(outcomes, weights, pool))
-        fits += fit
 
     def total(*factors: float) -> Uncertain:
         return functools.reduce(operator.add, (block.sum(*factors) for block in blocks))
@@ -373,7 +370,7 @@ def _finding(
     decisive = total(*claim.contrast)
     low, high = decisive.interval
     reached = Verdict.REPRODUCED if low > 0 else Verdict.UNDECIDED
-    numbers: dict[str, Any] = {"decisive": decisive, "fit": sum(fits) / len(fits)}
+    numbers: dict[str, Any] = {"decisive": decisive}
     if claim.whole is None:
         numbers["part"] = decisive
     else:

@@ -427,7 +427,7 @@ def test_where_nothing_differs_one_in_twenty_is_decided(of, view):
 def test_what_the_page_calls_detectable_is_detected():
     nothing = [found({}, seed=seed).decisive.detectable for seed in range(50)]
     shares, _ = rates(RUNS, truth={"Dropout_4": moved(math.expm1(np.mean(nothing)))})
-    assert shares[Verdict.REPRODUCED] == pytest.approx(0.8, abs=0.1)
+    assert shares[Verdict.REPRODUCED] == pytest.approx(0.8, abs=4.5 * (0.8 * 0.2 / RUNS) ** 0.5)
 
 
 @pytest.mark.slow
