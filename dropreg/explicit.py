@@ -136,7 +136,19 @@ def regularizer(noisy: NoisyLoss, method: ExplicitMethod | str, sampling: Sampli
         raise InputError(f"mc_samples is {sampling.samples}; at least one sample is needed.")
     if noisy.targets is None and method.needs_targets:
         raise InputError(f"method={str(method)!r} needs targets: it depends on the true labels.")
+    if method in _DIFFERENTIATE_IN_THE_NOISE:
+        noisy.sites.require_reached(str(method), forward=method is ExplicitMethod.JVP)
     return _METHODS[method](noisy, sampling)
+
+
+_DIFFERENTIATE_IN_THE_NOISE = (
+    ExplicitMethod.EXACT,
+    ExplicitMethod.SAMPLED_LABELS,
+    ExplicitMethod.JVP,
+    ExplicitMethod.FULL_HESSIAN,
+    ExplicitMethod.IDENTITY,
+    ExplicitMethod.LOSS_JACOBIAN,
+)
 
 
 def _mean_of(
@@ -272,7 +284,8 @@ def _exact_vectors(
     # with no noise coordinate in common, such as the examples of a batch, can share one: their
     # pull-backs do not overlap, so their squares do not mix.
     classes = logits.shape[-1] if noisy.criterion.classes_last else 1
-    groups = uncoupled(logits, logits.ndim - noisy.criterion.classes_last, pull_back)
+    weights = [p for p in noisy.model.parameters() if p.requires_grad]
+    groups = uncoupled(logits, logits.ndim - noisy.criterion.classes_last, pull_back, weights)
     if (passes := classes * len(groups)) > 10_000:
         warnings.warn(
             f"method='exact' takes {passes:,} backward passes for logits of shape "

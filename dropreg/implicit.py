@@ -92,7 +92,10 @@ def implicit_noise(
 
 def noise_term(noisy: NoisyLoss, method: ImplicitMethod | str, sampling: Sampling) -> Tensor:
     """A scalar whose gradient is a draw of the gradient noise on a batch; see `implicit_noise`."""
-    return _METHODS[ImplicitMethod(method)](noisy, sampling)
+    method = ImplicitMethod(method)
+    if method is ImplicitMethod.ANALYTIC:
+        noisy.sites.require_reached(str(method))
+    return _METHODS[method](noisy, sampling)
 
 
 def _slope(noisy: NoisyLoss, sampling: Sampling) -> Tensor:

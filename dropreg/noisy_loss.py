@@ -16,20 +16,18 @@ from torch import Tensor, nn
 
 from dropreg import losses
 from dropreg.control.audit import audited
-from dropreg.control.control import Control
 from dropreg.control.kernels import float32_precision
 from dropreg.control.passes import call_arguments, find_logits, forward, require_sites
 from dropreg.errors import InputError, PrecisionError
 from dropreg.noise import Law, Sampler
-from dropreg.probes import Noise, Probe
-from dropreg.sites import Site
+from dropreg.probes import Noise, Probe, clean, require_all_met
+from dropreg.sites import Site, Sites
 
 
 class NoisyLoss:
     r"""A model's mean loss on one batch, :math:`\ell(\theta;\, \eta)`, for any noise at its sites.
 
     Attributes:
-        sites: The sites that an audit has found.
         output: What the model returned in the last pass.
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
@@ -67,7 +65,12 @@ class NoisyLoss:
         self.model, self.targets = model, targets
         self.output: Any = None
         self._arguments = call_arguments(inputs)
-        self.sites = audited(model, self._arguments)
+        self._audit = audited(model, self._arguments)
+
+    @property
+    def sites(self) -> Sites:
+        """The sites that an audit has found; none if every probability is 0."""
+        return self._audit.sites
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,10 +97,18 @@ class NoisyLoss:
         Raises:
             NoSitesError: If no site is met, or its subclass where the reason is known.
         """
-        control = Control(noise)
-        scratch = self.sites.changes_buffers and not update_buffers
-        self.output = forward(self.model, self._arguments, control, scratch=scratch)
-        require_sites(self.model, control)
+        audit, control = self._audit, self._audit.control(noise)
+        control.sites, control.inactive_p = [], []
+        attributes = audit.changes_attributes
+        scratch = (attributes or self.sites.changes_buffers) and not update_buffers
+        self.output = forward(
+            self.model, self._arguments, control, scratch=scratch, attributes=attributes
+        )
+        if noise is not clean or self.sites:
+            require_sites(self.model, control)
+        require_all_met(noise)
+        if not audit.has_met(control.sites):  # a schedule, or another way through the model
+            self._audit = audited(self.model, self._arguments, again=True)
         return find_logits(self.output), control.sites
 
     def __call__(self, noise: Noise, *, update_buffers: bool = False) -> Tensor:

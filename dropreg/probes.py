@@ -43,6 +43,7 @@ class Probe:
         """
         self._draw, self._generator = sampler_of(law), generator
         self._etas: list[Tensor] = []
+        self._sites: list[tuple[object, ...]] = []
 
     def at(self, scale: float | Tensor) -> Noise:
         r"""Noise for one forward pass.
@@ -54,23 +55,13 @@ class Probe:
         Returns:
             A noise, for one pass: it counts the sites.
         """
-        visited = 0
-
-        def noise(site: Site) -> Tensor:
-            nonlocal visited
-            eta = self._eta(visited, site)
-            visited += 1
-            if not isinstance(scale, Tensor):
-                return scale * eta
-            if scale.requires_grad:
-                require_grad_mode(site)
-            return scale.to(site.device) * eta  # a model may lie on several
-
-        return noise
+        return _Scaled(self, scale)
 
     def _eta(self, index: int, site: Site) -> Tensor:
         """The noise of the site that a pass meets as number `index`."""
+        known = (site.name, site.kind, site.p, site.mask_shape)
         if index == len(self._etas):
+            self._sites.append(known)
             eta = sample(
                 self._draw,
                 site.mask_shape,
@@ -80,14 +71,51 @@ class Probe:
                 dtype=site.noise_dtype,
             )
             self._etas.append(eta)
-        if self._etas[index].shape != site.mask_shape:
-            raise NotYetSupportedError(
-                f"two passes with the same noise met different dropouts: a mask of shape "
-                f"{tuple(self._etas[index].shape)}, then one of {site.mask_shape}. The noise "
-                "changes the way through the model (routing to experts, early exit); keep that way "
-                "fixed."
-            )
+        if self._sites[index] != known:
+            raise _other_dropouts(*(" ".join(map(str, s)) for s in (self._sites[index], known)))
         return self._etas[index]
+
+
+class _Scaled:
+    """A probe's noise at a scale, for one pass."""
+
+    def __init__(self, probe: Probe, scale: float | Tensor) -> None:
+        self._probe, self._scale, self._visited = probe, scale, 0
+
+    def __call__(self, site: Site) -> Tensor:
+        scale, eta = self._scale, self._probe._eta(self._visited, site)
+        self._visited += 1
+        if not isinstance(scale, Tensor):
+            return scale * eta
+        if scale.requires_grad:
+            require_grad_mode(site)
+        return scale.to(site.device) * eta  # a model may lie on several
+
+    def require_all_met(self) -> None:
+        """Refuse a pass that met fewer sites than the one before it."""
+        met, wanted = self._visited, len(self._probe._etas)
+        if met != wanted:
+            raise _other_dropouts(f"{wanted} of them", f"only {met}")
+
+
+def _other_dropouts(first: str, second: str) -> NotYetSupportedError:
+    return NotYetSupportedError(
+        f"two passes with the same noise met different dropouts: {first}, then {second}. The noise "
+        "changes the way through the model (routing to experts, early exit); keep that way fixed."
+    )
+
+
+def require_all_met(noise: Noise) -> None:
+    """Refuse a pass that met fewer sites than an earlier one with the same probe.
+
+    Args:
+        noise: What the pass was given; all but a probe's is fine.
+
+    Raises:
+        NotYetSupportedError: If sites are missing.
+    """
+    if isinstance(noise, _Scaled):
+        noise.require_all_met()
 
 
 class NoiseLeaves:

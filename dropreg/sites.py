@@ -8,6 +8,7 @@ from typing import overload
 
 import torch
 
+from dropreg.errors import NotYetSupportedError
 from dropreg.noise import variance
 
 
@@ -62,11 +63,35 @@ class Sites(Sequence[Site]):
         sites: The sites, in call order.
         changes_buffers: Whether the pass writes to buffers, as batch norm does.
         uses_half_precision: Whether anything after the first site is computed below float32.
+        unreached: Why no derivative in the noise can be had from a backward pass, for a site or the
+            whole; empty if it can. Methods that take such derivatives refuse then.
+        unreached_forward: The same for forward-mode derivatives.
     """
 
     sites: tuple[Site, ...]
     changes_buffers: bool = False
     uses_half_precision: bool = False
+    unreached: str = ""
+    unreached_forward: str = ""
+
+    def require_reached(self, method: str, *, forward: bool = False) -> None:
+        """Refuse a method that differentiates in the noise, where a derivative is cut or wrong.
+
+        Args:
+            method: The method.
+            forward: Whether it takes forward-mode derivatives.
+
+        Raises:
+            NotYetSupportedError: If a derivative cannot be had; it names other methods.
+        """
+        why = self.unreached_forward if forward else self.unreached
+        if why:
+            others = "'jvp', " if not (forward or self.unreached_forward) else ""
+            raise NotYetSupportedError(
+                f"method={method!r} differentiates in the noise, but {why}. Use method='central' "
+                f"(for explicit_regularizer, {others}'even_odd' or 'monte_carlo' too), or put that "
+                "part in eval mode."
+            )
 
     @overload
     def __getitem__(self, index: int) -> Site: ...

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dropreg.control.control import Adapter, Control, register_adapter
+from dropreg.control.draws import Uniform, refusal
 from dropreg.errors import NeverSupportedError
 from dropreg.layers import shared_dropout, shared_mask_shape
 
@@ -189,7 +190,38 @@ def _refuse_affine(name: str) -> Callable[..., Tensor]:
     return adapter
 
 
+def _rand(control: Control, *args: Any, **kwargs: Any) -> Any:
+    """`torch.rand`, of which a mask may be made; see `dropreg.control.draws.Uniform`."""
+    if kwargs.get("generator") is not None or kwargs.get("out") is not None:
+        raise refusal([f"torch.rand (in {control.where()})"])
+    kwargs.pop("generator", None)
+    return Uniform(control, torch.empty(*args, **kwargs))
+
+
+def _rand_like(control: Control, input: Tensor, **kwargs: Any) -> Any:
+    return Uniform(control, torch.empty_like(input, **kwargs))
+
+
+def _bernoulli(*, inplace: bool) -> Callable[..., Tensor]:
+    """Masks of zeros and ones that are multiplied by hand, as in DropPath."""
+
+    def adapter(control: Control, input: Tensor, p: Any = None, **kwargs: Any) -> Tensor:
+        p = 0.5 if p is None and inplace else p
+        of_one_number = isinstance(p, (int, float)) and input.is_floating_point()
+        if kwargs.get("generator") is not None or not of_one_number:
+            raise refusal([f"bernoulli (in {control.where()})"])
+        mask = control.mask(input, float(p))
+        return control.marked(input.copy_(mask)) if inplace else mask
+
+    return adapter
+
+
 _ADAPTERS: dict[Callable[..., Any], Adapter] = {
+    torch.rand: _rand,
+    torch.rand_like: _rand_like,
+    torch.bernoulli: _bernoulli(inplace=False),
+    Tensor.bernoulli: _bernoulli(inplace=False),
+    Tensor.bernoulli_: _bernoulli(inplace=True),
     F.dropout: _dropout,
     torch.dropout: _native(_dropout),
     torch.dropout_: _native(_dropout, inplace=True),

@@ -1,34 +1,41 @@
 """Finding the sites of a model, and making sure that nothing else in it is random.
 
 A model is audited once, before its noise is first controlled. What cannot be controlled is refused
-by name; it is never left to run on with its own random masks.
+by name; it is never left to run on with its own random masks. What an audit cannot foresee, noise
+that is switched on later, each pass sees for itself (`dropreg.control.draws`).
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from dropreg.control.buffers import scratch_buffers
-from dropreg.control.control import ADAPTERS, Control, Tracker
-from dropreg.control.kernels import without_gradients
+from dropreg.control import draws
+from dropreg.control.buffers import scratch_attributes, scratch_buffers
+from dropreg.control.control import ADAPTERS, Adapter, Control, module_adapters
+from dropreg.control.kernels import float32_precision, without_gradients
 from dropreg.control.passes import Arguments, find_logits, forward, require_sites
 from dropreg.errors import InputError, NeverSupportedError, NotYetSupportedError
-from dropreg.probes import Probe, clean
-from dropreg.sites import Sites
+from dropreg.noise import Law, sample
+from dropreg.probes import Noise, Probe, clean
+from dropreg.sites import Site, Sites
 
 
 def find_sites(model: nn.Module, *args: Any, **kwargs: Any) -> Sites:
     """Find every place where dropout acts in ``model(*args, **kwargs)``.
 
-    The model is run a few times without gradients, on copies of its buffers and of the random
-    state, and audited: with every site off, its output must not depend on random numbers.
+    The model is run a few times and pulled back once, on copies of its buffers and of the random
+    state, and audited: with every site off it must draw no random number, its output must stay the
+    same, and its backward pass must reach the noise and draw nothing either.
 
     Args:
         model: Any model in train mode. It is not changed.
@@ -42,88 +49,150 @@ def find_sites(model: nn.Module, *args: Any, **kwargs: Any) -> Sites:
         NoSitesError: If there is no dropout; `EvalModeError` if it is switched off,
             `ZeroProbabilityError` if every probability is 0.
         ProbabilityError: If a probability is 1.
-        InputError: If the model has parameters that a first pass has yet to create.
-        NeverSupportedError: If the model has `nn.AlphaDropout`, scripted dropout, or draws random
-            numbers elsewhere.
-        NotYetSupportedError: If dropout lies inside an activation checkpoint or a compiled module.
+        InputError: If the model is no `nn.Module`, or has parameters that a first pass has yet to
+            create.
+        NeverSupportedError: If the model has `nn.AlphaDropout`, scripted dropout, draws random
+            numbers elsewhere, or uses a dropout's result as a choice only.
+        NotYetSupportedError: If dropout lies inside a compiled module, a backward pass draws masks
+            of its own, or a forward pass writes to parameters.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     >>> find_sites(model, torch.randn(5, 4))
     site  kind     shape   p    mask shared
     2     dropout  (5, 8)  0.3  none
     """
-    return _audit(model, (args, kwargs))
+    audit = _audit(_require_module(model), (args, kwargs))
+    require_sites(model, audit.control())
+    return audit.sites
 
 
-_AUDITS: weakref.WeakKeyDictionary[nn.Module, tuple[object, Sites]] = weakref.WeakKeyDictionary()
+@dataclass
+class Audit:
+    """What is known of a model.
+
+    Attributes:
+        sites: The sites, in call order.
+        inactive_p: See `Control`.
+        changes_attributes: Whether a pass sets attributes of the modules.
+        paths: The path of each module by its `id`.
+        adapted: See `Control`.
+        private: See `Control`.
+        known: The names of all sites met by now, without their count.
+    """
+
+    sites: Sites = field(default_factory=lambda: Sites(()))
+    inactive_p: list[float] = field(default_factory=list)
+    changes_attributes: bool = False
+    paths: dict[int, str] = field(default_factory=dict)
+    adapted: Sequence[tuple[nn.Module, Adapter]] = ()
+    private: Sequence[tuple[str, draws.Reader]] = ()
+    known: set[str] = field(default_factory=set)
+
+    def control(self, noise: Noise = clean) -> Control:
+        """Control of one pass of the model; before it, as if it had met what the audit met."""
+        control = Control(
+            noise, paths=self.paths, adapted=self.adapted, private=self.private
+        )
+        control.inactive_p = list(self.inactive_p)
+        control.sites = list(self.sites) if noise is clean else []
+        return control
+
+    def has_met(self, sites: Sequence[Site]) -> bool:
+        """Whether a pass met only sites where the audit has seen one."""
+        return all(_place(site) in self.known for site in sites)
 
 
-def audited(model: nn.Module, arguments: Arguments) -> Sites:
+def _place(site: Site) -> str:
+    return site.name.partition("#")[0]
+
+
+_AUDITS: weakref.WeakKeyDictionary[nn.Module, tuple[object, Audit]] = weakref.WeakKeyDictionary()
+
+
+def audited(model: nn.Module, arguments: Arguments, *, again: bool = False) -> Audit:
     """Audit a model, once, and again when its modules, their modes or autocast have changed.
 
     Args:
         model: The model.
         arguments: Its arguments; see `dropreg.control.passes.call_arguments`.
+        again: Whether a pass has met a site that no audit has seen.
 
     Returns:
-        The sites, in call order.
+        What was found.
 
     Raises:
-        NoSitesError: As `find_sites` does.
+        InputError: If the model is no `nn.Module`.
+        NoSitesError: As `find_sites` does, but not for a probability of 0.
         UnsupportedError: As `find_sites` does.
     """
     autocast = tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
-    modes = ((id(m), m.training) for m in model.modules())
+    modes = ((id(m), m.training) for m in _require_module(model).modules())
     state = (autocast, tuple(ADAPTERS.values()), *modes)
-    known = _AUDITS.get(model)
-    if known is None or known[0] != state:
-        known = _AUDITS[model] = (state, _audit(model, arguments))
-    return known[1]
+    before = _AUDITS.get(model)
+    if before is not None and before[0] == state and not again:
+        return before[1]
+    audit = _audit(model, arguments)
+    if before is not None and before[0] == state:
+        audit.known |= before[1].known
+    if audit.sites:  # while every probability is 0 it is looked at each time: that may change
+        _AUDITS[model] = (state, audit)
+    return audit
 
 
-def _audit(model: nn.Module, arguments: Arguments) -> Sites:
+def _require_module(model: nn.Module) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"the model is a {type(model).__name__}; it must be a torch.nn.Module. Put a function "
+            "into the forward of one."
+        )
+    return model
+
+
+def _audit(model: nn.Module, arguments: Arguments) -> Audit:
     """Run the model with every site off, and see that nothing else in it is random."""
     _refuse_opaque(model)
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    tracker = Tracker(model)
+    audit = Audit(
+        paths={id(module): path for path, module in model.named_modules()},
+        adapted=module_adapters(model),
+        private=draws.private_generators(model),
+    )
 
-    def logits(seed: int, control: Control, *, scratch: bool = True) -> Tensor:
-        # Not torch.manual_seed: that would also seed a CUDA that the user has yet to start.
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.manual_seed_all(seed)
-        output = forward(model, arguments, control, scratch=scratch)
+    def logits(noise: Noise = clean) -> Tensor:
+        control = audit.control(noise)
+        control.sites = []
+        output = forward(model, arguments, control, scratch=True, attributes=True)
         return find_logits(output).clone()  # the next pass may write to it
 
-    with without_gradients(), torch.random.fork_rng(devices=cuda):
-        control = Control(clean, tracker=tracker)
-        operations = _Operations(control, tracker)
-        with scratch_buffers(model) as changed, tracker.tracking(), operations:
-            first = logits(0, control, scratch=False)
-            changes_buffers = changed()
-        # Random numbers may be drawn and have no effect, or a rare one (layers skipped at random).
-        for seed in range(1, 9 if operations.random else 2):
-            if not _agree(first, logits(seed, Control(clean))):
-                raise _hidden_randomness(operations)
+    with draws.restored(), without_gradients():
+        control = audit.control()
+        watch = _Watch(control, model)
+        with (
+            scratch_buffers(model) as buffers_changed,
+            scratch_attributes(model) as attributes_changed,
+            watch.unwritten(),
+            watch,
+        ):
+            output = forward(model, arguments, control, scratch=False)
+            changes_buffers, audit.changes_attributes = buffers_changed(), attributes_changed()
+        first = find_logits(output).clone()
+        if not _agree(first, logits()):
+            raise NeverSupportedError(
+                "with every dropout site off, two forward passes still differ, though no random "
+                "generator was used: look for a custom kernel, or a pass that changes its own "
+                "inputs or state (which should be a buffer)."
+            )
         if control.any_inplace:
-            _require_inplace_result_is_used(model, arguments)
-    require_sites(model, control)
-    return Sites(tuple(control.sites), changes_buffers, operations.any_half_precision)
-
-
-def _hidden_randomness(operations: _Operations) -> NeverSupportedError:
-    if operations.random:
-        source = f"Operations that drew random numbers: {', '.join(operations.random)}"
-    else:
-        source = (
-            "No PyTorch operation drew random numbers, so look for numpy, a custom kernel, or a "
-            "pass that changes its own inputs or state"
-        )
-    return NeverSupportedError(
-        "with every dropout site off, two forward passes still differ, so something else is "
-        f"random. {source}. Write that noise with torch.nn.functional.dropout or "
-        "dropreg.shared_dropout, or switch it off."
-    )
+            _require_inplace_result_is_used(model, arguments, audit)
+    audit.inactive_p = control.inactive_p
+    if not (control.inactive_p and not any(control.inactive_p)):
+        require_sites(model, control)
+    audit.known = {_place(site) for site in control.sites}
+    audit.sites = Sites(tuple(control.sites), changes_buffers, watch.any_half_precision)
+    if audit.sites and not torch.is_inference_mode_enabled():
+        with draws.restored():
+            backward, forward_mode = _why_unreached(model, arguments, audit, first, logits)
+        audit.sites = replace(audit.sites, unreached=backward, unreached_forward=forward_mode)
+    return audit
 
 
 def _agree(first: Tensor, second: Tensor) -> bool:
@@ -138,22 +207,204 @@ def _agree(first: Tensor, second: Tensor) -> bool:
     return not a.numel() or bool((a - b).abs().max() < tolerance * a.abs().max())
 
 
-def _require_inplace_result_is_used(model: nn.Module, arguments: Arguments) -> None:
+def _require_inplace_result_is_used(model: nn.Module, arguments: Arguments, audit: Audit) -> None:
     # Sites are computed out of place. That is the same thing only if the model goes on with what
     # the in-place dropout returns, and not with the tensor that it was given.
     probe = Probe("rademacher", torch.Generator().manual_seed(0))
     outputs = []
     for write_back in (False, True):
-        control = Control(probe.at(1.0))
+        control = audit.control(probe.at(1.0))
         control.write_back = write_back
         # The tensor that is written to may be the user's own input.
         copies = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
-        outputs.append(find_logits(forward(model, copies, control, scratch=True)))
+        output = forward(model, copies, control, scratch=True, attributes=True)
+        outputs.append(find_logits(output))
     if not _agree(*outputs):
         raise NotYetSupportedError(
             "an in-place dropout whose result is not used, or whose input is used elsewhere: write "
             "x = F.dropout(x, ...) in place of F.dropout(x, ..., inplace=True)."
         )
+
+
+# ------------------------------------------------------------------------- does a gradient arrive?
+
+
+class _Leaves:
+    """Zeros to differentiate in, at every site that a backward pass may reach."""
+
+    def __init__(self) -> None:
+        self.etas: list[Tensor] = []
+
+    def __call__(self, site: Site) -> Tensor:
+        eta = torch.zeros(site.mask_shape, dtype=site.noise_dtype, device=site.device)
+        self.etas.append(eta.requires_grad_(torch.is_grad_enabled()))
+        return eta
+
+
+def _why_unreached(
+    model: nn.Module,
+    arguments: Arguments,
+    audit: Audit,
+    first: Tensor,
+    logits: Callable[..., Tensor],
+) -> tuple[str, str]:
+    """Pull a vector of logit space back to the noise, and compare with what the noise does.
+
+    A site whose noise moves the logits, and to which no gradient comes back, would be taken for one
+    without effect. The same vector is pulled back to everything else too, so that whatever is
+    computed again in the backward pass is seen to draw.
+    """
+    generator = torch.Generator().manual_seed(0)
+    u = sample(Law.RADEMACHER, first.shape, 0.5, generator=generator, device=first.device)
+    leaves = _Leaves()
+    gradients: list[Tensor | None] = [None] * len(audit.sites)
+    why = ""
+    with torch.enable_grad(), _own_gradients(model):
+        control = audit.control(leaves)
+        found = find_logits(forward(model, arguments, control, scratch=True, attributes=True))
+        wanted = [i for i, eta in enumerate(leaves.etas) if eta.requires_grad]
+        others = _leaf_variables(found, {id(eta) for eta in leaves.etas})
+        gradients = [None] * len(leaves.etas)
+        before = draws.states()
+        if found.requires_grad:
+            try:
+                pulled = torch.autograd.grad(
+                    found,
+                    [*(leaves.etas[i] for i in wanted), *others],
+                    u.to(found.dtype),
+                    allow_unused=True,
+                )
+            except RuntimeError as error:
+                why = f"the backward pass fails: {str(error).splitlines()[0]}"
+            else:
+                gradients = [
+                    pulled[wanted.index(i)] if i in wanted else None for i in range(len(gradients))
+                ]
+        if drawn := draws.changed(before, draws.states()):
+            raise NotYetSupportedError(
+                f"the backward pass draws random numbers ({', '.join(drawn)}): it computes a part "
+                "of the model again, as a checkpoint of its own does, and with other masks. Use "
+                "torch.utils.checkpoint.checkpoint, or put that part in eval mode."
+            )
+    if why:
+        return why, ""
+    forward_mode = ""
+    with without_gradients():
+        for index, (site, gradient) in enumerate(zip(control.sites, gradients, strict=True)):
+            if gradient is None and (cut := _why_no_gradient(site, index, first, logits)):
+                if not leaves.etas[index].requires_grad:  # forward mode goes on without gradients
+                    cut = f"{site.kind} ({site.name}) lies in a torch.no_grad() block of the model"
+                else:
+                    forward_mode = cut
+                why = cut
+        if not why and not audit.sites.uses_half_precision:
+            why = forward_mode = _why_wrong_gradient(gradients, control.sites, first, u, logits)
+    return why, forward_mode
+
+
+@contextmanager
+def _own_gradients(model: nn.Module) -> Iterator[None]:
+    """Set the parameters' gradients back: a recomputation inside a backward pass may add to them."""
+    before = [(p, p.grad) for p in model.parameters()]
+    try:
+        for p, _ in before:
+            p.grad = None
+        yield
+    finally:
+        for p, grad in before:
+            p.grad = grad
+
+
+def _leaf_variables(output: Tensor, known: set[int]) -> list[Tensor]:
+    """The tensors that a backward pass would end in, but for those that are known."""
+    found: dict[int, Tensor] = {}
+    seen, todo = set(), [output.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, Tensor) and id(variable) not in known:
+            found[id(variable)] = variable
+        todo += [following for following, _ in node.next_functions]
+    return list(found.values())
+
+
+def _only(index: int, noise: Callable[[Site], Tensor]) -> Noise:
+    """The noise of one site, and none elsewhere."""
+    visited = 0
+
+    def of_site(site: Site) -> Tensor | None:
+        nonlocal visited
+        visited += 1
+        return noise(site) if visited == index + 1 else None
+
+    return of_site
+
+
+def _draw(site: Site, law: Law, scale: float, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    options: dict[str, Any] = {"device": site.device, "dtype": site.noise_dtype}
+    return scale * sample(law, site.mask_shape, site.p, generator=generator, **options)
+
+
+def _why_no_gradient(
+    site: Site, index: int, first: Tensor, logits: Callable[..., Tensor]
+) -> str:
+    """What is wrong with a site to which no gradient came back; nothing if it has no effect."""
+    # Masks of a small probability may leave all as it is: some more are tried.
+    masks = [partial(_draw, law=Law.BERNOULLI, scale=1.0, seed=seed) for seed in range(4)]
+    if all(_agree(first, logits(_only(index, mask))) for mask in masks):
+        return ""
+    small = logits(_only(index, partial(_draw, law=Law.RADEMACHER, scale=0.05, seed=0)))
+    if torch.equal(small, first):
+        raise NeverSupportedError(
+            f"the result of a dropout ({site.name}, {site.kind}) is used as a choice only, in a "
+            "comparison or an index: its noise has no derivative, and no regularizer follows from "
+            "it. Multiply by the mask instead, or switch it off."
+        )
+    return (
+        f"{site.kind} ({site.name}) moves the logits and no derivative reaches its noise: its result "
+        "goes through .detach(), .data, nn.Parameter(...) or an operation without a derivative"
+    )
+
+
+def _why_wrong_gradient(
+    gradients: Sequence[Tensor | None],
+    sites: Sequence[Site],
+    first: Tensor,
+    u: Tensor,
+    logits: Callable[..., Tensor],
+) -> str:
+    """What is wrong if the noise moves the logits otherwise than the gradients say."""
+    reached = {i: g for i, g in enumerate(gradients) if g is not None}
+    etas = {i: _draw(sites[i], Law.RADEMACHER, 1.0, i) for i in reached}
+    slope = sum(float((g.double() * etas[i]).sum()) for i, g in reached.items())
+    eps = torch.finfo(first.dtype).eps
+    rounding = 100 * eps * float(first.double().nan_to_num(0.0, 0.0, 0.0).abs().sum())
+    difference = 0.0
+    with float32_precision():
+        # A kink between the two ends is no mistake: it goes away with the step.
+        for step in (1e-2, 1e-3, 1e-4):
+            visited = [iter(range(len(sites))) for _ in range(2)]
+            ends = [
+                logits(lambda site, s=s, v=v: s * etas[i] if (i := next(v)) in etas else None)
+                for s, v in zip((step, -step), visited, strict=True)
+            ]
+            moved = (ends[0].double() - ends[1].double()).nan_to_num(0.0, 0.0, 0.0)
+            difference = float((u * moved).sum()) / (2 * step)
+            margin = 0.1 * max(abs(slope), abs(difference)) + rounding / step
+            if abs(difference - slope) <= margin:
+                return ""
+    return (
+        f"the derivative of the logits along the noise is {slope:.4g} by the backward pass and "
+        f"{difference:.4g} by differences: somewhere a gradient is cut (.detach(), .data, a "
+        "straight-through estimator) or wrong (the backward of an autograd.Function)"
+    )
+
+
+# ------------------------------------------------------------------- what cannot be seen, or written
 
 
 def _refuse_opaque(model: nn.Module) -> None:
@@ -176,6 +427,12 @@ def _refuse_opaque(model: nn.Module) -> None:
                 f"{where} is compiled by torch.compile, which fixes its dropout before it can be "
                 "controlled. Pass the module as it was before (for torch.compile(m): m._orig_mod)."
             )
+        if hasattr(module, "autograd_grad_sample_hooks"):
+            raise NotYetSupportedError(
+                f"{where} counts each forward pass for one backward pass (Opacus' GradSampleModule): "
+                "the passes that an effect takes would mix up its gradients of single examples. Use "
+                "the module inside it, ._module."
+            )
 
 
 _SCRIPTED_DROPOUT = (
@@ -191,28 +448,72 @@ _SCRIPTED_DROPOUT = (
 )
 
 
-class _Operations(TorchDispatchMode):
-    """Looks at every operation of a pass, however deep inside a fused function.
+class _Watch(draws.Operations):
+    """Looks at every operation of a pass, and at what it writes to.
 
     Attributes:
-        random: The operations that drew random numbers, and where they ran.
         any_half_precision: Whether one after the first site gave less than float32. Before it there
             is no noise yet, and so no small difference to drown.
     """
 
-    def __init__(self, control: Control, tracker: Tracker) -> None:
-        super().__init__()
-        self.random: dict[str, None] = {}
+    def __init__(self, control: Control, model: nn.Module) -> None:
+        super().__init__(control.where)
         self.any_half_precision = False
-        self._control, self._tracker = control, tracker
+        self._control = control
+        self._parameters = {
+            p.untyped_storage().data_ptr(): (name, p) for name, p in model.named_parameters()
+        }
+        self._saved: dict[str, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        # PyTorch tags attention kernels as random even when nothing is dropped in them.
-        if torch.Tag.nondeterministic_seeded in func.tags and "attention" not in str(func):
-            self.random[f"{func} (in {self._tracker.current()})"] = None
-        result = func(*args, **(kwargs or {}))
+        if func._schema.is_mutable:
+            given = {**dict(enumerate(args)), **(kwargs or {})}
+            for index, argument in enumerate(func._schema.arguments):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self._save(given.get(index, given.get(argument.name)))
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         if self._control.sites and isinstance(result, Tensor) and result.is_floating_point():
             self.any_half_precision |= result.itemsize < 4
         return result
+
+    def _save(self, written: Any) -> None:
+        for tensor in written if isinstance(written, (list, tuple)) else [written]:
+            if not isinstance(tensor, Tensor) or not self._parameters:
+                continue
+            name, parameter = self._parameters.get(
+                tensor.untyped_storage().data_ptr(), (None, tensor)
+            )
+            if name is not None and name not in self._saved:
+                self._saved[name] = (parameter, parameter.detach().clone())
+
+    @contextmanager
+    def unwritten(self) -> Iterator[None]:
+        """Set parameters back that the pass wrote to, and refuse a pass that changed one."""
+        before = [(name, p, p.detach()) for name, p in self._parameters.values()]
+        changed: list[str] = []
+        try:
+            yield
+        finally:
+            for name, parameter, value in before:
+                if parameter.data_ptr() != value.data_ptr():
+                    if not _equal(parameter, value):
+                        changed.append(name)
+                    parameter.data = value
+            for name, (parameter, value) in self._saved.items():
+                if not _equal(parameter, value):
+                    changed.append(name)
+                    with torch.no_grad():
+                        parameter.copy_(value)
+        if changed:
+            raise NotYetSupportedError(
+                f"the forward pass writes to parameters of the model ({', '.join(changed)}), so "
+                "that two passes of one step would see different weights. Make them buffers "
+                "(register_buffer), or compute the dropped weight into a tensor of its own. The "
+                "model is as it was."
+            )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)

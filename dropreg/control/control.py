@@ -9,8 +9,8 @@ adapter.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dropreg.control import draws
 from dropreg.errors import InputError, NotYetSupportedError
 from dropreg.noise import check_probability
 from dropreg.probes import Noise
@@ -27,19 +28,21 @@ Adapter = Callable[..., Any]
 """Runs in place of a function that drops, as adapter(control, *args, **kwargs)."""
 
 ADAPTERS: dict[Callable[..., Any], Adapter] = {}
-"""The functions that drop, each with its adapter; `register_adapter` adds one."""
+"""The functions and modules that drop, each with its adapter; `register_adapter` adds one."""
 
 
 def register_adapter(function: Callable[..., Any], adapter: Adapter) -> None:
-    """Make sites of what a function drops, from now on.
+    """Make sites of what a function or a module drops, from now on.
 
     Args:
         function: A function that PyTorch hands to `__torch_function__`: one of PyTorch's own, or
             one of yours that begins as `dropreg.shared_dropout` does, with
-            `torch.overrides.handle_torch_function`.
-        adapter: Runs in its place, as ``adapter(control, *args, **kwargs)``. It computes what the
-            function computes, and takes the noise from `Control.perturb`, or where the tensor is
-            not at hand from `Control.noise`.
+            `torch.overrides.handle_torch_function`. Or a class of modules, whose `forward` then
+            runs by the adapter.
+        adapter: Runs in its place, as ``adapter(control, *args, **kwargs)``, for a class of modules
+            as ``adapter(control, module, *args, **kwargs)``. It computes what the function
+            computes, and takes the noise from `Control.perturb`, or where the tensor is not at hand
+            from `Control.noise`.
 
     Raises:
         InputError: If one of the two cannot be called.
@@ -48,7 +51,7 @@ def register_adapter(function: Callable[..., Any], adapter: Adapter) -> None:
     >>> def row_dropout(x, p):
     ...     if has_torch_function_unary(x):
     ...         return handle_torch_function(row_dropout, (x,), x, p)
-    ...     return x * torch.empty(len(x), 1).bernoulli_(1 - p) / (1 - p)
+    ...     return x * torch.multinomial(torch.tensor([p, 1 - p]), len(x), True)[:, None] / (1 - p)
     >>> def rows(control, x, p):
     ...     return control.perturb("row dropout", x, p, training=True, mask_shape=(len(x), 1))
     >>> register_adapter(row_dropout, rows)
@@ -56,6 +59,14 @@ def register_adapter(function: Callable[..., Any], adapter: Adapter) -> None:
     if not callable(function) or not callable(adapter):
         raise InputError("register_adapter takes a function that drops, and its adapter.")
     ADAPTERS[function] = adapter
+
+
+def module_adapters(model: nn.Module) -> list[tuple[nn.Module, Adapter]]:
+    """The modules of a model whose class has an adapter."""
+    classes = {c: a for c, a in ADAPTERS.items() if isinstance(c, type)}
+    found = ((m, next((classes[c] for c in type(m).__mro__ if c in classes), None))
+             for m in model.modules())
+    return [(module, adapter) for module, adapter in found if adapter is not None]
 
 
 class Control(TorchFunctionMode):
@@ -66,21 +77,59 @@ class Control(TorchFunctionMode):
         inactive_p: The probability of each dropout that is not a site, 0 where it is in train mode.
         any_inplace: Whether a site was asked for in place.
         write_back: Whether such a site writes its result to its input, as PyTorch's own does.
+        drawn: The random generators that the model itself has used.
+        paths: The path of each of the model's modules, by its `id`.
+        adapted: The modules that run by an adapter.
+        private: The random generators that the model holds itself.
     """
 
-    def __init__(self, source: Noise, *, tracker: Tracker | None = None) -> None:
+    def __init__(
+        self,
+        source: Noise,
+        *,
+        paths: Mapping[int, str] | None = None,
+        adapted: Sequence[tuple[nn.Module, Adapter]] = (),
+        private: Sequence[tuple[str, draws.Reader]] = (),
+    ) -> None:
         """Prepare control of one forward pass.
 
         Args:
             source: The noise of each site, asked in call order.
-            tracker: Knows which module is running; without it sites carry no names.
+            paths: The path of each of the model's modules, by its `id`; without it sites carry no
+                names.
+            adapted: What `module_adapters` found.
+            private: What `dropreg.control.draws.private_generators` found.
         """
         super().__init__()
         self.sites: list[Site] = []
         self.inactive_p: list[float] = []
         self.any_inplace = False
         self.write_back = False
-        self._source, self._tracker = source, tracker
+        self.drawn: dict[str, None] = {}
+        self._source, self.paths = source, paths or {}
+        self.adapted, self.private = adapted, private
+        self._calls: dict[str, int] = {}
+        self._given: list[Tensor | None] = []
+        self._states: list[object] = []
+        self._own: list[tuple[nn.Module, Any]] = []
+        self._any_mask = False
+
+    def __enter__(self) -> Any:
+        """Take control."""
+        self._own = [(module, vars(module).get("forward")) for module, _ in self.adapted]
+        for module, adapter in self.adapted:
+            vars(module)["forward"] = _bound(adapter, self, module)
+        self._states = draws.states(self.private)
+        return super().__enter__()
+
+    def __exit__(self, *exception: Any) -> None:
+        """Give control back, and note what was drawn."""
+        super().__exit__(*exception)
+        self._note_draws()
+        for module, own in self._own:
+            del vars(module)["forward"]
+            if own is not None:
+                vars(module)["forward"] = own
 
     def __torch_function__(
         self,
@@ -92,12 +141,21 @@ class Control(TorchFunctionMode):
         """Run the adapter of a function that drops, and any other function as it is."""
         adapter = ADAPTERS.get(func)
         if adapter is None:
-            return func(*args, **(kwargs or {}))
-        return adapter(self, *args, **(kwargs or {}))
+            if kwargs and kwargs.get("generator") is not None:
+                name = getattr(func, "__name__", str(func))
+                raise draws.refusal([f"{name} with a generator of its own (in {self.where()})"])
+            result = func(*args, **(kwargs or {}))
+        else:
+            result = adapter(self, *args, **(kwargs or {}))
+        if self._any_mask:
+            self._follow_masks(func, args, result)
+        return result
 
     def where(self) -> str:
         """Path of the module that is running."""
-        return self._tracker.current() if self._tracker else ""
+        for _, path in _callers(self.paths):
+            return path or "the model itself"
+        return "the model itself"
 
     def skip(self, p: float, training: bool) -> None:
         """Note a dropout that is not a site: it is in eval mode or its probability is 0."""
@@ -113,16 +171,15 @@ class Control(TorchFunctionMode):
         mask_shape: Sequence[int] | None = None,
     ) -> Tensor | None:
         """Register a site for a tensor of the given shape, and get its noise (None: leave it)."""
+        if isinstance(p, Tensor) and p.requires_grad:
+            raise InputError(
+                f"the dropout probability in {self.where()} requires a gradient, but no effect is "
+                "differentiable in it. Pass a number, for instance p.item()."
+            )
         if not training or p == 0.0:
             self.skip(p, training)
             return None
         check_probability(p)
-        if _inside_checkpoint():
-            raise NotYetSupportedError(
-                f"dropout inside an activation checkpoint ({self.where() or kind}): the backward "
-                "pass would recompute it with other masks than the forward pass used. Switch "
-                "checkpointing off around the dropout, e.g. model.gradient_checkpointing_disable()."
-            )
         if like.is_nested:
             raise NotYetSupportedError(
                 f"dropout of a nested tensor ({self.where() or kind}): its mask has no single "
@@ -133,8 +190,9 @@ class Control(TorchFunctionMode):
                 f"dropout inside torch.vmap ({self.where() or kind}): a mask drawn there cannot be "
                 "kept for another pass. Apply the dropout outside of vmap."
             )
+        self._enter_checkpoints()
         site = Site(
-            name=self._tracker.name() if self._tracker else "",
+            name=self._name(),
             kind=kind,
             p=float(p),
             shape=tuple(shape),
@@ -143,7 +201,11 @@ class Control(TorchFunctionMode):
             device=like.device,
         )
         self.sites.append(site)
-        return self._source(site)
+        self._note_draws()
+        eta = self._source(site)
+        self._states = draws.states(self.private)  # what our own noise has drawn is no matter
+        self._given.append(eta)
+        return eta
 
     @staticmethod
     def apply(h: Tensor, eta: Tensor) -> Tensor:
@@ -168,61 +230,138 @@ class Control(TorchFunctionMode):
         eta = self.noise(kind, h, h.shape, p, training, mask_shape)
         self.any_inplace |= inplace and len(self.sites) > before
         if eta is None:
-            return h
+            # A view: whoever sets an attribute to a dropped weight must not be given the parameter
+            # itself, which a module would register.
+            return h.view_as(h) if isinstance(h, nn.Parameter) else h
         noisy = self.apply(h, eta)
         return h.copy_(noisy) if inplace and self.write_back else noisy
 
+    def mask(self, like: Tensor, keep: float) -> Tensor:
+        """A mask of zeros and ones by hand: keep * (1 + eta), with the noise of 1 - keep."""
+        eta = self.noise("mask", like, like.shape, 1.0 - keep, training=True)
+        mask = torch.full_like(like, keep)
+        mask = mask if eta is None else self.apply(mask, eta)
+        return self.marked(mask)
 
-def _inside_checkpoint() -> bool:
-    frame = sys._getframe(1)
+    def marked(self, mask: Tensor) -> Tensor:
+        """Follow a mask by hand from here on: it may only be multiplied by."""
+        mask.is_mask_by_hand = self._any_mask = True  # type: ignore[attr-defined]
+        return mask
+
+    def _follow_masks(self, func: Callable[..., Any], args: Sequence[Any], result: Any) -> None:
+        """See to it that a mask by hand is only scaled, shaped, and multiplied by."""
+        # At its mean it is the clean network's only where it acts as a factor.
+        masks = [a for a in args if isinstance(a, Tensor) and hasattr(a, "is_mask_by_hand")]
+        name = getattr(func, "__name__", str(func)).strip("_")
+        if not masks or name in _LOOKS_AT_A_MASK:
+            return
+        others = [a for a in args if isinstance(a, Tensor) and a.ndim and a is not masks[0]]
+        if name in _SHAPES_A_MASK or (name in _SCALES_A_MASK and not others):
+            if isinstance(result, Tensor):
+                self.marked(result)
+        elif name not in _SCALES_A_MASK or (name in _DIVIDES and others):
+            raise NotYetSupportedError(
+                f"a mask drawn by hand is used in `{name}` (in {self.where()}): it is a dropout only "
+                "where it multiplies a tensor. Write it with torch.nn.functional.dropout or "
+                "dropreg.shared_dropout, or switch it off."
+            )
+
+    def _name(self) -> str:
+        for module, found in _callers(self.paths):
+            path = found or type(module).__name__
+            count = self._calls[path] = self._calls.get(path, 0) + 1
+            return path if count == 1 else f"{path}#{count}"
+        return ""
+
+    def _note_draws(self) -> None:
+        now = draws.states(self.private)
+        if now != self._states:
+            self.drawn |= dict.fromkeys(draws.changed(self._states, now, self.private))
+            self._states = now
+
+    def _enter_checkpoints(self) -> None:
+        """See to it that a checkpoint's recomputation is controlled, with the same noise."""
+        frame: FrameType | None = sys._getframe(1)
+        start = len(self.sites)
+        while frame is not None:
+            code = frame.f_code
+            if code.co_filename == torch.utils.checkpoint.__file__:
+                if code.co_name == "checkpoint" and "gen" in frame.f_locals:
+                    inner = frame.f_locals["gen"].gi_frame
+                    _wrap(inner and inner.f_locals.get("new_frame"), "recompute_fn", self, start)
+                elif code.co_name == "forward":
+                    _wrap(frame.f_locals.get("ctx"), "run_function", self, start)
+            elif code.co_name == "forward" and code.co_varnames[:1] != ("self",):
+                first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+                if isinstance(first, torch.autograd.function.FunctionCtx):
+                    raise NotYetSupportedError(
+                        f"dropout ({self.where()}) inside the forward of an autograd.Function "
+                        f"({code.co_filename}): its backward would use masks of its own. For "
+                        "checkpointing use torch.utils.checkpoint.checkpoint, or put that part in "
+                        "eval mode."
+                    )
+            frame = frame.f_back
+
+    def _again(self, start: int) -> Control:
+        """Control of a part of the pass that is computed again, from a site on, by its noise."""
+        given = iter(self._given[start:])
+
+        def noise(site: Site) -> Tensor | None:
+            try:
+                return next(given)
+            except StopIteration:
+                raise NotYetSupportedError(
+                    f"the recomputation of an activation checkpoint met a dropout ({site.name}) "
+                    "that its forward pass did not. Switch checkpointing off around it, e.g. "
+                    "model.gradient_checkpointing_disable()."
+                ) from None
+
+        return Control(noise, paths=self.paths, adapted=self.adapted)
+
+
+# A function and its operator, method and in-place forms have one name up to underscores.
+_DIVIDES = {"div", "truediv", "true_divide", "itruediv", "divide"}
+_SCALES_A_MASK = {"mul", "rmul", "imul", "multiply", *_DIVIDES}
+_SHAPES_A_MASK = {
+    *("view", "view_as", "reshape", "reshape_as", "expand", "expand_as", "unsqueeze", "squeeze"),
+    *("to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous", "clone"),
+    *("copy", "bernoulli", "transpose", "permute", "repeat", "broadcast_to", "detach", "cuda"),
+    *("requires_grad_", "requires_grad", "flatten", "unflatten", "t", "cpu", "as_subclass"),
+}
+_LOOKS_AT_A_MASK = {"get", "set", "size", "dim", "numel", "is_floating_point", "new_empty"}
+
+
+def _bound(adapter: Adapter, control: Control, module: nn.Module) -> Callable[..., Any]:
+    return lambda *args, **kwargs: adapter(control, module, *args, **kwargs)
+
+
+def _callers(paths: Mapping[int, str]) -> Iterator[tuple[nn.Module, str]]:
+    """The modules of the model that are running now, innermost first, with their paths."""
+    frame: FrameType | None = sys._getframe(1) if paths else None
     while frame is not None:
-        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+        code = frame.f_code
+        if code.co_argcount:
+            first = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(first, nn.Module) and id(first) in paths:
+                yield first, paths[id(first)]
+        frame = frame.f_back
 
 
-class Tracker:
-    """Knows the path of the module that is running, by hooks that are there for one pass only."""
+def _wrap(holder: Any, attribute: str, control: Control, start: int) -> None:
+    """Let a checkpoint run what it computes again under control."""
+    original = getattr(holder, attribute, None)
+    if original is None:
+        raise NotYetSupportedError(
+            "dropout inside an activation checkpoint that this version of PyTorch builds in "
+            "another way. Switch checkpointing off around the dropout, e.g. "
+            "model.gradient_checkpointing_disable()."
+        )
+    if getattr(original, "controlled", False):
+        return
 
-    def __init__(self, model: nn.Module) -> None:
-        """Prepare for one pass.
+    def controlled(*args: Any) -> Any:
+        with control._again(start):
+            return original(*args)
 
-        Args:
-            model: The model whose modules are named.
-        """
-        self._model = model
-        self._stack = [""]
-        self._calls: dict[str, int] = {}
-
-    def current(self) -> str:
-        """Path of the module that is running."""
-        return self._stack[-1] or "the model itself"
-
-    def name(self) -> str:
-        """Name of a site that the running module calls now."""
-        path = self._stack[-1] or type(self._model).__name__
-        count = self._calls[path] = self._calls.get(path, 0) + 1
-        return path if count == 1 else f"{path}#{count}"
-
-    @contextmanager
-    def tracking(self) -> Iterator[None]:
-        """Follow the model's calls while the context lasts."""
-        handles = []
-        try:
-            for path, module in self._model.named_modules():
-                if isinstance(module, torch.jit.ScriptModule):
-                    continue  # takes no hooks; nothing in it can be a site
-
-                def enter(_module: nn.Module, _args: Any, path: str = path) -> None:
-                    self._stack.append(path)
-
-                def leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-                    self._stack.pop()
-
-                handles.append(module.register_forward_pre_hook(enter))
-                handles.append(module.register_forward_hook(leave, always_call=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    controlled.controlled = True  # type: ignore[attr-defined]
+    setattr(holder, attribute, controlled)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropreg.control.buffers import scratch_buffers
+from dropreg.control import draws
+from dropreg.control.buffers import scratch_attributes, scratch_buffers
 from dropreg.control.control import Control
 from dropreg.errors import (
     EvalModeError,
@@ -18,12 +19,20 @@ from dropreg.errors import (
     ZeroProbabilityError,
     values_are_checked,
 )
+from dropreg.probes import clean
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model."""
 
 
-def forward(model: nn.Module, arguments: Arguments, control: Control, *, scratch: bool) -> Any:
+def forward(
+    model: nn.Module,
+    arguments: Arguments,
+    control: Control,
+    *,
+    scratch: bool,
+    attributes: bool = False,
+) -> Any:
     r"""One forward pass in which every site computes :math:`h + \eta \odot h` with our noise.
 
     Args:
@@ -32,13 +41,36 @@ def forward(model: nn.Module, arguments: Arguments, control: Control, *, scratch
         control: Gives the noise, and keeps the sites that the pass meets. For one pass.
         scratch: Whether the pass works on copies of the buffers (batch-norm statistics, ...), so
             that they stay as they are.
+        attributes: Whether the attributes of the modules are set back, too.
 
     Returns:
         What the model returns.
+
+    Raises:
+        NeverSupportedError: If the model draws random numbers itself.
     """
     args, kwargs = arguments
-    with scratch_buffers(model) if scratch else nullcontext(), control:
-        return model(*args, **kwargs)
+    with (
+        scratch_buffers(model) if scratch else nullcontext(),
+        scratch_attributes(model) if scratch and attributes else nullcontext(),
+    ):
+        with control:
+            output = model(*args, **kwargs)
+        if control.drawn:
+            raise draws.refusal(_who_drew(model, arguments, control))
+    return output
+
+
+def _who_drew(model: nn.Module, arguments: Arguments, control: Control) -> list[str]:
+    """Run the model once more, to name the operations and modules that draw."""
+    args, kwargs = arguments
+    again = Control(clean, paths=control.paths, adapted=control.adapted)
+    operations = draws.Operations(again.where)
+    with draws.restored(), scratch_buffers(model), scratch_attributes(model):
+        with draws.blaming(model, control.private) as modules, operations, again:
+            model(*args, **kwargs)
+    others = [m for m in modules if not (operations.random and m.startswith("torch's"))]
+    return [*operations.random, *others] or list(control.drawn)
 
 
 def require_sites(model: nn.Module, control: Control) -> None:
