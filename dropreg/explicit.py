@@ -189,6 +189,7 @@ def _central(method: ExplicitMethod, noisy: NoisyLoss, probe: Probe, step: float
 
 def _jvp(noisy: NoisyLoss, probe: Probe, step: float) -> Tensor:
     """One sample of R_approx: t is the forward-mode derivative of the logits along the probe."""
+    refuse_static_graph(noisy.model)
     logits, t = derivative_at_zero(lambda scale: noisy.logits(probe.at(scale))[0])
     return 0.5 * noisy.criterion.quadratic(logits, t, noisy.targets)
 

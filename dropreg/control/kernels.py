@@ -101,15 +101,10 @@ def derivative_at_zero(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Te
     """
     # Not torch.func.jvp: its wrapped tensors end up in the modules to which a forward assigns.
     with differentiable_kernels(forward_mode=True), _dual_level(), _OutOfPlace():
-        try:
+        with _naming_what_is_missing():
             result = function(forward_ad.make_dual(torch.zeros(()), torch.ones(())))
-        except (NotImplementedError, RuntimeError) as error:
-            name = _without_forward_mode(error)
-            if name is None:
-                raise
-            raise _no_derivative(f"{name} has no forward-mode derivative") from error
         if torch._C._functorch.is_batchedtensor(result):
-            raise _no_derivative("torch.vmap around a forward-mode derivative is not supported")
+            raise NotYetSupportedError(_otherwise("PyTorch has no forward mode inside torch.vmap"))
         value, derivative = forward_ad.unpack_dual(result)
     if derivative is None:
         raise NotYetSupportedError(
@@ -127,7 +122,8 @@ def _dual_level() -> Iterator[None]:
         level = forward_ad.dual_level()
         level.__enter__()
     except RuntimeError as error:
-        raise _no_derivative("PyTorch cannot nest forward-mode derivatives") from error
+        reason = "PyTorch cannot nest forward-mode derivatives"
+        raise NotYetSupportedError(_otherwise(reason)) from error
     try:
         yield
     finally:
@@ -144,6 +140,18 @@ class _OutOfPlace(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _naming_what_is_missing() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # NotImplementedError is one
+        name = _without_forward_mode(error)
+        if name is None:
+            raise
+        reason = f"{name} has no forward-mode derivative"
+        raise NotYetSupportedError(_otherwise(reason)) from error
 
 
 def _without_forward_mode(error: BaseException) -> str | None:
@@ -165,10 +173,10 @@ def _without_forward_mode(error: BaseException) -> str | None:
     return name
 
 
-def _no_derivative(reason: str) -> NotYetSupportedError:
-    return NotYetSupportedError(
-        f"{reason}. method='central' estimates the same value without it; 'exact' and "
-        "'sampled_labels' differentiate once less; 'even_odd' and 'monte_carlo' not at all."
+def _otherwise(reason: str) -> str:
+    return (
+        f"{reason}. method='central' or 'even_odd' take forward passes alone; for "
+        "explicit_regularizer, 'exact' and 'sampled_labels' differentiate in reverse mode."
     )
 
 
@@ -188,7 +196,7 @@ def require_differentiable(result: Tensor) -> None:
             continue
         seen.add(node)
         if node.name() == "NotImplemented":
-            raise _no_derivative(f"{_words_of(node)}, which this method needs")
+            raise NotYetSupportedError(_otherwise(f"{_words_of(node)}, and this method needs it"))
         ahead.extend(following for following, _ in node.next_functions)
 
 
@@ -255,16 +263,27 @@ class _Plain(TorchFunctionMode):
         func = _packet(func)
         if func in _WRONG_FORWARD and any(map(_is_dual, tree_leaves((args, kwargs)))):
             return _by_double_backward(func, args, kwargs)
-        return _PLAIN.get(func, func)(*args, **kwargs)
+        result = _PLAIN.get(func, func)(*args, **kwargs)
+        if isinstance(func, _OPERATIONS) and not str(func).startswith(("aten.", "prims.")):
+            _refuse_lost_derivative(func, args, kwargs, result)
+        return result
+
+
+def _refuse_lost_derivative(func: Any, args: Any, kwargs: Any, result: Any) -> None:
+    """Refuse an operation of an extension that has no derivative: PyTorch takes it for 0."""
+    outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor) and x.is_floating_point()]
+    lost = any(map(_is_dual, tree_leaves((args, kwargs)))) and not all(map(_is_dual, outputs))
+    if lost:
+        raise NotYetSupportedError(_otherwise(f"{func} has no forward-mode derivative"))
 
 
 def _packet(function: Any) -> Any:
     """The function of `torch` that an operation of `torch.ops.aten` is, where it has one."""
-    name = str(function) if isinstance(function, _ATEN) else ""
+    name = str(function) if isinstance(function, _OPERATIONS) else ""
     return getattr(torch, name.split(".")[1], function) if name.startswith("aten.") else function
 
 
-_ATEN = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
+_OPERATIONS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 
 def _is_dual(x: Any) -> bool:
@@ -274,10 +293,8 @@ def _is_dual(x: Any) -> bool:
 def _by_double_backward(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """A function's value and forward-mode derivative, the latter by reverse mode alone.
-
-    The pull-back J'u is linear in u, so its own pull-back of a tangent v is J v.
-    """
+    """A function of dual tensors, its derivative by reverse mode alone."""
+    # The pull-back J'u is linear in u, so its own pull-back of a tangent v is J v.
     create_graph = torch.is_grad_enabled()
     leaves, form = tree_flatten((args, kwargs))
     inputs, tangents = [], []
