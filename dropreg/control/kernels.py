@@ -139,7 +139,8 @@ class _OutOfPlace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        return func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():  # here all modes of functions have had their turn
+            return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def test_forward_mode_and_its_gradient(name: str) -> None:
     torch.testing.assert_close((gradient * direction).sum(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in SMOOTH if "norm" in name])
+@pytest.mark.parametrize("name", [name for name in SMOOTH if "norm" in name and "eval" not in name])
 def test_third_derivative(name: str) -> None:
     """The gradient of a curvature, as full_hessian has it, against central differences."""
     function = SMOOTH[name]
@@ -274,7 +274,7 @@ def test_an_operation_without_a_forward_mode_derivative_is_named(extension: Func
         (extension, "dropreg_tests.doubled"),
     ]
     for function, name in cases:
-        with pytest.raises(errors.NotYetSupportedError, match=f"{name} has no.*'central'"):
+        with pytest.raises(errors.NotYetSupportedError, match=rf"{name} has no.*'central'"):
             jvp(Net(function))
         jvp(Net())  # nothing is left behind
 
@@ -309,10 +309,11 @@ def test_noise_that_no_derivative_reaches_is_refused() -> None:
 
 
 def test_inside_a_forward_mode_derivative_of_the_users() -> None:
+    one = torch.ones(())
     with forward_ad.dual_level(), pytest.raises(errors.NotYetSupportedError, match="nest"):
         jvp(Net())
     with pytest.raises(errors.NotYetSupportedError, match="nest"):
-        torch.func.jvp(lambda x: x * jvp(Net()), (torch.ones(()),), (torch.ones(()),))
+        torch.func.jvp(lambda x: x * jvp(Net()), (one,), (one,))
     jvp(Net())
 
 
@@ -474,7 +475,7 @@ def test_a_static_graph_is_refused_wherever_it_lies() -> None:
 
     model = nn.Sequential(Static(Net()))
     for method in ("exact", "sampled_labels", "jvp", "full_hessian"):
-        with pytest.raises(errors.NotYetSupportedError, match="static_graph=False.*'central'"):
+        with pytest.raises(errors.NotYetSupportedError, match=r"static_graph=False.*'central'"):
             explicit_regularizer(model, X, targets=Y, method=method)
     with pytest.raises(errors.NotYetSupportedError, match="static_graph=False"):
         implicit_noise(model, X, Y)
