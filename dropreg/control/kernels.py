@@ -196,7 +196,7 @@ def require_differentiable(result: Tensor) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node.name() == "NotImplemented":
+        if node.name().endswith("NotImplemented"):
             raise NotYetSupportedError(_otherwise(f"{_words_of(node)}, and this method needs it"))
         ahead.extend(following for following, _ in node.next_functions)
 
@@ -262,6 +262,8 @@ class _Plain(TorchFunctionMode):
         """Run our form of a function, and any other as it is."""
         kwargs = kwargs or {}
         func = _packet(func)
+        if func in _WRONG and any(map(_is_moved, tree_leaves((args, kwargs)))):
+            raise NotYetSupportedError(_otherwise(f"PyTorch's derivatives of {func} are wrong"))
         if func in _WRONG_FORWARD and any(map(_is_dual, tree_leaves((args, kwargs)))):
             return _by_double_backward(func, args, kwargs)
         result = _PLAIN.get(func, func)(*args, **kwargs)
@@ -288,7 +290,15 @@ _OPERATIONS = (torch._ops.OpOverload, torch._ops.OpOverloadPacket)
 
 
 def _is_dual(x: Any) -> bool:
-    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+    return (
+        isinstance(x, Tensor)
+        and x.is_floating_point()
+        and forward_ad.unpack_dual(x).tangent is not None
+    )
+
+
+def _is_moved(x: Any) -> bool:
+    return isinstance(x, Tensor) and (x.requires_grad or _is_dual(x))
 
 
 def _by_double_backward(
@@ -509,3 +519,15 @@ _WRONG_FORWARD: frozenset[Callable[..., Any]] = frozenset(
     }
 )
 """Where a sweep of PyTorch 2.13 finds the forward-mode derivative, or its gradient, wrong."""
+
+_WRONG: frozenset[Callable[..., Any]] = frozenset(
+    getattr(owner, name)
+    for owner, name in (
+        (torch, "_native_batch_norm_legit"),
+        (torch, "_batch_norm_with_update"),
+        (torch.special, "i1"),
+        (torch.special, "i1e"),
+    )
+    if hasattr(owner, name)
+)
+"""Where it also finds the third derivative wrong, and nothing simple to put in its place."""

@@ -279,6 +279,14 @@ def test_an_operation_without_a_forward_mode_derivative_is_named(extension: Func
         jvp(Net())  # nothing is left behind
 
 
+@pytest.mark.parametrize("method", ["jvp", "full_hessian"])
+def test_a_wrong_derivative_without_a_definition_is_refused(method: str) -> None:
+    with pytest.raises(errors.NotYetSupportedError, match=r"i1e.* wrong.*'central'"):
+        explicit_regularizer(Net(torch.special.i1e), X, targets=Y, method=method)
+    model = Net(lambda x: x * torch.special.i1e(torch.ones(8)))  # a constant
+    explicit_regularizer(model, X, targets=Y, method=method)
+
+
 def test_a_derivative_that_has_none_itself_is_refused_at_once() -> None:
     def function(x: Tensor) -> Tensor:
         return torch._C._nn.glu(torch.cat([x, x], -1), -1)
@@ -298,7 +306,7 @@ def test_errors_of_the_model_pass_unchanged(error: type[Exception]) -> None:
         raise error("mine")
 
     model.function = fail
-    with pytest.raises(error, match="^mine$"):
+    with pytest.raises(error, match=r"^mine$"):
         jvp(model)
     jvp(Net())
 
@@ -365,10 +373,15 @@ def test_one_thread_at_a_time_and_an_exception_lets_the_next_in(
             entered.set()
 
     other = threading.Thread(target=enter, daemon=True)
-    with pytest.raises(ValueError, match="mine"), context(), context():
-        other.start()
-        assert not entered.wait(0.05)
-        raise ValueError("mine")
+
+    def fail() -> None:
+        with context(), context():
+            other.start()
+            assert not entered.wait(0.05)
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fail()
     assert entered.wait(10)
 
 
