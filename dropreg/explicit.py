@@ -24,7 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropreg.control.kernels import differentiable_kernels
+from dropreg.control.kernels import (
+    derivative_at_zero,
+    differentiable_kernels,
+    refuse_static_graph,
+    require_differentiable,
+)
 from dropreg.coupling import PullBack, uncoupled
 from dropreg.errors import Choice, InputError
 from dropreg.losses import Loss
@@ -196,22 +201,21 @@ def _central(method: ExplicitMethod, noisy: NoisyLoss, probe: Probe, step: float
 
 def _jvp(noisy: NoisyLoss, probe: Probe, step: float) -> Tensor:
     """One sample of R_approx: t is the forward-mode derivative of the logits along the probe."""
-    scale, direction = torch.zeros(()), torch.ones(())
-    with differentiable_kernels(forward_mode=True):
-        logits_and_t: tuple[Tensor, Tensor] = torch.func.jvp(  # type: ignore[assignment]
-            lambda s: noisy.logits(probe.at(s))[0], (scale,), (direction,)
-        )
-    return 0.5 * noisy.criterion.quadratic(*logits_and_t, noisy.targets)
+    refuse_static_graph(noisy.model)
+    logits, t = derivative_at_zero(lambda scale: noisy.logits(probe.at(scale))[0])
+    return 0.5 * noisy.criterion.quadratic(logits, t, noisy.targets)
 
 
 def _full_hessian(noisy: NoisyLoss, probe: Probe, step: float) -> Tensor:
     """One sample of the full second-order term: the second derivative of the loss along a probe."""
+    refuse_static_graph(noisy.model)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), differentiable_kernels(third_order=True):
         s = noisy.zero_scale()
         loss = noisy(probe.at(s))
         (slope,) = torch.autograd.grad(loss, s, create_graph=True)
         (curvature,) = torch.autograd.grad(slope, s, create_graph=create_graph)
+    require_differentiable(curvature)
     return 0.5 * curvature.to(loss)
 
 
@@ -232,6 +236,7 @@ def _from_outside(
     sampling: Sampling,
 ) -> Tensor:
     """Pull vectors of logit space back to all sites, and sum the squares of what arrives."""
+    refuse_static_graph(noisy.model)
     create_graph = torch.is_grad_enabled()
     leaves = NoiseLeaves()
     with torch.enable_grad(), differentiable_kernels():

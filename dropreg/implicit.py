@@ -15,7 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dropreg.control.kernels import differentiable_kernels
+from dropreg.control.kernels import (
+    differentiable_kernels,
+    refuse_static_graph,
+    require_differentiable,
+)
 from dropreg.errors import Choice
 from dropreg.losses import Loss
 from dropreg.noise import Law, Sampler
@@ -99,11 +103,13 @@ def noise_term(noisy: NoisyLoss, method: ImplicitMethod | str, sampling: Samplin
 
 
 def _slope(noisy: NoisyLoss, sampling: Sampling) -> Tensor:
+    refuse_static_graph(noisy.model)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad(), differentiable_kernels():
         scale = noisy.zero_scale()
         loss = noisy(sampling.probe().at(scale))
         (slope,) = torch.autograd.grad(loss, scale, create_graph=create_graph)
+    require_differentiable(slope)
     return slope.to(loss)
 
 

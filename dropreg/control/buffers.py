@@ -9,10 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dropreg.control.kernels import exclusive
+
 
 @contextmanager
 def scratch_buffers(model: nn.Module) -> Iterator[Callable[[], bool]]:
     """Let forward passes write to copies of the model's buffers, such as running means.
+
+    Other threads wait: the model may be theirs too.
 
     Args:
         model: The model; it has its own buffers again afterwards, whatever happened.
@@ -20,6 +24,12 @@ def scratch_buffers(model: nn.Module) -> Iterator[Callable[[], bool]]:
     Yields:
         A function that tells whether any buffer has changed by now.
     """
+    with exclusive(), _copied_buffers(model) as changed:
+        yield changed
+
+
+@contextmanager
+def _copied_buffers(model: nn.Module) -> Iterator[Callable[[], bool]]:
     originals = [(m, dict(m._buffers.items())) for m in model.modules()]
     copies: dict[int, Tensor | None] = {}  # a buffer that two modules share stays shared
 
