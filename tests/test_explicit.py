@@ -5,6 +5,7 @@ the samples at hand.
 """
 
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import oracle
@@ -13,7 +14,7 @@ import torch
 from oracle import BUILDERS, SPECS, TINY, Case, Spec, build, drawn, gradient, targets_for
 from torch import Tensor, nn
 
-from dropreg import explicit_regularizer, measure_explicit
+from dropreg import explicit, explicit_regularizer, measure_explicit
 from dropreg.control.kernels import float32_precision
 from dropreg.noisy_loss import NoisyLoss
 from dropreg.probes import Probe
@@ -481,14 +482,19 @@ def test_gradient_against_finite_differences(method: str, spec_name: str) -> Non
 
 def count_passes(case: Case, spec: Spec, y: Tensor) -> int:
     """Backward passes with a graph: those whose squares "exact" sums, without its tests."""
-    original, count = torch.autograd.grad, 0
+    original, tests, count = torch.autograd.grad, explicit.uncoupled, 0
 
     def grad(*args: object, **options: object) -> object:
         nonlocal count
         count += bool(options.get("create_graph"))
         return original(*args, **options)
 
-    with mock.patch("torch.autograd.grad", grad):
+    def uncoupled(*args: Any) -> Any:
+        nonlocal count
+        groups, count = tests(*args), 0
+        return groups
+
+    with mock.patch("torch.autograd.grad", grad), mock.patch.object(explicit, "uncoupled", uncoupled):
         regularizer(case, spec, y, "exact")
     return count
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 from dropreg.control import draws
 from dropreg.control.buffers import scratch_attributes, scratch_buffers
 from dropreg.control.control import ADAPTERS, Adapter, Control, module_adapters
-from dropreg.control.kernels import float32_precision, without_gradients
+from dropreg.control.kernels import exclusive, float32_precision, without_gradients
 from dropreg.control.passes import Arguments, find_logits, forward, require_sites
 from dropreg.errors import InputError, NeverSupportedError, NotYetSupportedError
 from dropreg.noise import Law, sample
@@ -127,7 +127,8 @@ def audited(model: nn.Module, arguments: Arguments, *, again: bool = False) -> A
     """
     autocast = tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
     modes = ((id(m), m.training) for m in _require_module(model).modules())
-    state = (autocast, tuple(ADAPTERS.values()), *modes)
+    dtype = next((p.dtype for p in model.parameters()), None)
+    state = (autocast, dtype, tuple(ADAPTERS.values()), *modes)
     before = _AUDITS.get(model)
     if before is not None and before[0] == state and not again:
         return before[1]
@@ -163,7 +164,7 @@ def _audit(model: nn.Module, arguments: Arguments) -> Audit:
         output = forward(model, arguments, control, scratch=True, attributes=True)
         return find_logits(output).clone()  # the next pass may write to it
 
-    with draws.restored(), without_gradients():
+    with exclusive(), draws.restored(), without_gradients():
         control = audit.control()
         watch = _Watch(control, model)
         with (
@@ -189,7 +190,7 @@ def _audit(model: nn.Module, arguments: Arguments) -> Audit:
     audit.known = {_place(site) for site in control.sites}
     audit.sites = Sites(tuple(control.sites), changes_buffers, watch.any_half_precision)
     if audit.sites and not torch.is_inference_mode_enabled():
-        with draws.restored():
+        with exclusive(), draws.restored():
             backward, forward_mode = _why_unreached(model, arguments, audit, first, logits)
         audit.sites = replace(audit.sites, unreached=backward, unreached_forward=forward_mode)
     return audit

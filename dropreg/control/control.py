@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from dropreg.control import draws
@@ -190,7 +192,7 @@ class Control(TorchFunctionMode):
                 f"dropout inside torch.vmap ({self.where() or kind}): a mask drawn there cannot be "
                 "kept for another pass. Apply the dropout outside of vmap."
             )
-        self._enter_checkpoints()
+        is_computed_again = self._enter_checkpoints()
         site = Site(
             name=self._name(),
             kind=kind,
@@ -202,7 +204,10 @@ class Control(TorchFunctionMode):
         )
         self.sites.append(site)
         self._note_draws()
-        eta = self._source(site)
+        # The noise itself is not computed again: no checkpoint is to count what it keeps.
+        own = saved_tensors_hooks(_same, _same) if is_computed_again else nullcontext()
+        with own:
+            eta = self._source(site)
         self._states = draws.states(self.private)  # what our own noise has drawn is no matter
         self._given.append(eta)
         return eta
@@ -279,13 +284,15 @@ class Control(TorchFunctionMode):
             self.drawn |= dict.fromkeys(draws.changed(self._states, now, self.private))
             self._states = now
 
-    def _enter_checkpoints(self) -> None:
+    def _enter_checkpoints(self) -> bool:
         """See to it that a checkpoint's recomputation is controlled, with the same noise."""
+        any_found = False
         frame: FrameType | None = sys._getframe(1)
         start = len(self.sites)
         while frame is not None:
             code = frame.f_code
             if code.co_filename == torch.utils.checkpoint.__file__:
+                any_found = True
                 if code.co_name == "checkpoint" and "gen" in frame.f_locals:
                     inner = frame.f_locals["gen"].gi_frame
                     _wrap(inner and inner.f_locals.get("new_frame"), "recompute_fn", self, start)
@@ -301,6 +308,7 @@ class Control(TorchFunctionMode):
                         "eval mode."
                     )
             frame = frame.f_back
+        return any_found
 
     def _again(self, start: int) -> Control:
         """Control of a part of the pass that is computed again, from a site on, by its noise."""
@@ -329,6 +337,10 @@ _SHAPES_A_MASK = {
     *("requires_grad_", "requires_grad", "flatten", "unflatten", "t", "cpu", "as_subclass"),
 }
 _LOOKS_AT_A_MASK = {"get", "set", "size", "dim", "numel", "is_floating_point", "new_empty"}
+
+
+def _same(x: Tensor) -> Tensor:
+    return x
 
 
 def _bound(adapter: Adapter, control: Control, module: nn.Module) -> Callable[..., Any]:

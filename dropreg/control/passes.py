@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dropreg.control import draws
 from dropreg.control.buffers import scratch_attributes, scratch_buffers
 from dropreg.control.control import Control
+from dropreg.control.kernels import exclusive
 from dropreg.errors import (
     EvalModeError,
     LogitsError,
@@ -51,6 +52,7 @@ def forward(
     """
     args, kwargs = arguments
     with (
+        exclusive(),  # nobody writes to buffers while others have theirs in place
         scratch_buffers(model) if scratch else nullcontext(),
         scratch_attributes(model) if scratch and attributes else nullcontext(),
     ):

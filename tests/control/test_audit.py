@@ -135,13 +135,13 @@ def test_scripted_recurrent_dropout_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.rnn(x)[0]
 
-    with pytest.raises(errors.NeverSupportedError, match="two forward passes still differ"):
+    with pytest.raises(errors.NeverSupportedError, match=r"aten\.bernoulli_.*\(in middle\)"):
         find_sites(Net(script(Last())), X)
 
 
 def test_exported_dropout_is_refused() -> None:
     exported = torch.export.export(nn.Dropout(0.5), (X,)).module()
-    with pytest.raises(errors.NeverSupportedError, match="two forward passes still differ"):
+    with pytest.raises(errors.NeverSupportedError, match="aten.*dropout|torch's generator"):
         find_sites(Net(exported), X)
 
 
@@ -168,14 +168,83 @@ def test_compiled_modules_are_refused() -> None:
 # ------------------------------------------------------------------------------------ checkpoints
 
 
-# The reentrant form warns when no input needs a gradient, as in the audit.
+def block(x: Tensor) -> Tensor:
+    return F.dropout(F.dropout(x, 0.5).tanh(), 0.3)
+
+
+def nested(x: Tensor) -> Tensor:
+    inner = checkpoint(F.dropout, x, 0.5, use_reentrant=False)
+    return F.dropout(inner.tanh(), 0.3)
+
+
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad=True")
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_checkpointed_dropout_is_refused(use_reentrant: bool) -> None:
-    model = Net(lambda x: checkpoint(F.dropout, x, 0.5, use_reentrant=use_reentrant))
-    message = r"inside an activation checkpoint \(the model itself\).*Switch checkpointing off"
-    with pytest.raises(errors.NotYetSupportedError, match=message):
+@pytest.mark.parametrize("case", ["not reentrant", "nested", "reentrant"])
+@pytest.mark.parametrize("method", ["central", "even_odd", "exact", "sampled_labels", "dropout_k"])
+def test_checkpointed_dropout_has_the_same_noise_again(case: str, method: str) -> None:
+    re = case == "reentrant"
+    part = nested if case == "nested" else block
+    model = Net(lambda x: checkpoint(part, x, use_reentrant=re)).double()
+    plain = Net(block).double()
+    plain.load_state_dict(model.state_dict())
+    if re and method in ("exact", "sampled_labels"):
+        with pytest.raises(errors.NotYetSupportedError, match="use_reentrant=True.*'central'"):
+            dropreg.replace_dropout(model, method=method).loss(X.double(), Y)
+        return
+    losses = []
+    for each in (model, plain):
+        generator = torch.Generator().manual_seed(0)
+        if method == "dropout_k":
+            loss = dropreg.dropout_k_loss(each, X.double(), Y, 2, generator=generator)
+        else:
+            objective = dropreg.replace_dropout(each, method=method, generator=generator)
+            loss = objective.loss(X.double(), Y)
+        loss.backward()
+        losses.append(loss)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(model.first.weight.grad, plain.first.weight.grad)
+    assert [s.p for s in find_sites(model, X.double())] == [0.5, 0.3, 0.3]
+
+
+class Recomputes(torch.autograd.Function):
+    """A checkpoint by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.function = function
+        with torch.no_grad():
+            return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            out = ctx.function(x)
+        return torch.autograd.grad(out, x, grad)[0], None
+
+
+class RecomputesLater(Recomputes):
+    """The same in the newer form, whose forward has no context."""
+
+    @staticmethod
+    def forward(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        return function(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.function = inputs[1]
+
+
+@pytest.mark.parametrize("function", [Recomputes, RecomputesLater])
+def test_recomputation_by_hand_is_refused(function: Any) -> None:
+    model = Net(lambda x: function.apply(x, block))
+    with pytest.raises(errors.NotYetSupportedError, match=r"torch\.utils\.checkpoint\.checkpoint"):
         find_sites(model, X)
+    with pytest.raises(errors.NotYetSupportedError, match=r"torch\.utils\.checkpoint\.checkpoint"):
+        dropreg.replace_dropout(model).loss(X, Y)
+    assert all(p.grad is None for p in model.parameters())
+    assert len(find_sites(Net(lambda x: function.apply(x, torch.tanh)), X)) == 1
 
 
 # The reentrant form warns when no input needs a gradient, as in the audit.
@@ -210,12 +279,22 @@ class SkipsLayers(nn.Module):
         return x if torch.rand(()) < 0.4 else 2 * x
 
 
+OWN_RANDOM, OWN_NUMPY = random.Random(0), np.random.default_rng(0)
 RANDOM: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
-    "torch.rand": (lambda x: x * torch.rand(4), r"aten\.rand\.default \(in the model itself\)"),
+    "torch.rand": (lambda x: x * torch.rand(4), r"torch\.rand, used by `mul` \(in the model"),
+    "a choice": (lambda x: torch.where(torch.rand(4) < 0.5, x, -x), r"torch\.rand, used by `where`"),
+    "uniform_": (lambda x: x * (torch.empty(4).uniform_() > 0.5), r"aten\.uniform_"),
     "in a module": (Jitter(), r"aten\.randn_like\.default \(in middle\)"),
     "deeper": (nn.Sequential(nn.ReLU(), Jitter()), r"aten\.randn_like\.default \(in middle\.1\)"),
-    "bernoulli": (lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)), r"aten\.bernoulli"),
-    "bernoulli_": (lambda x: x * torch.empty_like(x).bernoulli_(0.5), r"aten\.bernoulli_"),
+    "bernoulli": (lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)), r"bernoulli \(in the model"),
+    "its own generator": (
+        lambda x: x + torch.randn(4, generator=torch.Generator()),
+        r"randn with a generator of its own \(in the model itself\)",
+    ),
+    "Python": (lambda x: x * random.random(), r"Python's `random` \(in the model itself\)"),
+    "numpy": (lambda x: x * float(np.random.rand()), r"`numpy\.random` \(in the model itself\)"),  # noqa: NPY002
+    "Python's own": (lambda x: x * OWN_RANDOM.random(), r"a generator of the model"),
+    "numpy's own": (lambda x: x * float(OWN_NUMPY.random()), r"a generator of the model"),
     "native_dropout": (
         lambda x: torch.native_dropout(x, 0.5, True)[0],
         r"aten\.native_dropout",
@@ -224,7 +303,7 @@ RANDOM: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "rrelu": (nn.RReLU(), r"aten\.rrelu_with_noise.*\(in middle\)"),
     "multinomial": (lambda x: x[torch.multinomial(torch.ones(6), 6)], r"aten\.multinomial"),
     "permutation": (lambda x: x[torch.randperm(6)], r"aten\.randperm"),
-    "skipped layers": (SkipsLayers(), r"aten\.rand.*\(in middle\)"),
+    "skipped layers": (SkipsLayers(), r"torch\.rand, used by an `if` \(in middle\)"),
 }
 
 
@@ -244,11 +323,57 @@ def test_attention_is_not_taken_for_random() -> None:
     assert "attention" not in str(caught.value)
 
 
-def test_randomness_of_numpy_and_python_is_refused() -> None:
-    rng = np.random.default_rng(0)
-    for middle in (lambda x: x * float(rng.random()), lambda x: x * random.random()):
-        with pytest.raises(errors.NeverSupportedError, match=r"No PyTorch operation.*numpy"):
-            find_sites(Net(middle), X)
+def test_random_state_is_set_back_when_a_model_is_refused() -> None:
+    models = [Net(RANDOM[name][0]) for name in ("Python", "numpy", "multinomial")]
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    for model in models:
+        with pytest.raises(errors.NeverSupportedError):
+            find_sites(model, X)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+class Gated(Net):
+    """Noise behind a gate that is closed at first: zero-init, LayerScale, ReZero, LoRA."""
+
+    def __init__(self, noise: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(nn.Identity())
+        self.noise, self.gate = noise, nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.gate * self.noise(x))
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_hidden_randomness_behind_a_closed_gate_is_refused(name: str) -> None:
+    with pytest.raises(errors.NeverSupportedError, match="something else is random"):
+        find_sites(Gated(RANDOM[name][0]), X)
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("method", ["central", "even_odd", "exact", "jvp"])
+def test_randomness_that_is_switched_on_later_is_refused(name: str, method: str) -> None:
+    class Switched(Net):
+        noisy = False
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.head(self.drop(self.middle(h) if self.noisy else h))
+
+    middle, operation = RANDOM[name]
+    model = Switched(middle)
+    objective = dropreg.replace_dropout(model, method=method)
+    objective.loss(X, Y)
+    model.noisy = True
+    with pytest.raises(errors.NeverSupportedError, match="something else is random.*" + operation):
+        objective.loss(X, Y)
+
+
+def test_randomness_only_with_gradients_is_refused() -> None:
+    model = Net(lambda x: x + torch.randn_like(x) if torch.is_grad_enabled() else x)
+    with pytest.raises(errors.NeverSupportedError, match="randn_like"):
+        find_sites(model, X)
 
 
 def test_pass_that_changes_its_own_input_is_refused() -> None:
@@ -285,20 +410,21 @@ def test_output_of_another_shape_is_seen_as_random() -> None:
         find_sites(Net(lambda x: x[: int(torch.randint(1, 6, ()))]), X)
 
 
+COUNTED: list[int] = []
+
+
 def test_audit_is_made_once_and_again_when_the_model_changes() -> None:
     class Counted(Net):
-        count = 0
-
         def forward(self, x: Tensor) -> Tensor:
-            self.count += 1
+            COUNTED.append(1)
             return super().forward(x)
 
     model = Counted(nn.Identity())
     dropreg.explicit_regularizer(model, X)
-    first = model.count
-    assert first == 3  # two passes for the audit and one for the value
+    first = len(COUNTED)
+    assert first == 6  # five passes for the audit and one for the value
     dropreg.explicit_regularizer(model, X)
-    assert model.count == first + 1
+    assert len(COUNTED) == first + 1
     model.middle = Jitter()
     with pytest.raises(errors.NeverSupportedError, match="randn_like"):
         dropreg.explicit_regularizer(model, X)
