@@ -48,15 +48,17 @@ _STANDARD_ERRORS = 5.0
 one of them is by chance with probability 1e-5 (normal), or 2e-3 (Student's law of 20 draws), and
 the rest of the one percent is left to skewed samples."""
 _LEAST_SAMPLES = 20
-_FLOOR = 0.02
-"""The relative difference that is not looked at: rounding, and what a difference leaves out."""
+_FLOOR = 0.05
+"""The relative difference that is not looked at: rounding, and a unit that has a kink just here."""
 _MARGIN = 3.0
 """How much of what halving a finite difference changes, it may still err by. It is 1/3 for a smooth
 model and about 1 where a kink (ReLU) lies between the ends."""
-_SCALE = 0.05
-"""The scale of the small noise. Twice that tells what a finite difference leaves out."""
-_SHIFT = 0.005
-"""The same for the parameters, as a share of each tensor's root mean square."""
+_SCALE = 3e-3
+"""The scale of the small noise. Twice that tells what a finite difference leaves out. It is small,
+so that few kinks lie between the ends, and what rounding adds is still far below the floor."""
+_SHIFT = 7e-4
+"""The same for the parameters, as a share of each tensor's root mean square: some two roots of
+float32's epsilon."""
 _DIRECTIONS = 3
 _EXACT_UP_TO = 256
 """Logits up to which "exact" is asked: it may need a backward pass for each."""
@@ -153,7 +155,7 @@ def check(
     a small batch; the call makes some 30 forward and 10 backward passes a sample.
 
     Two means agree if they lie within five standard errors of their difference, plus what a finite
-    difference errs by (told by halving it) and 2 % of the value: a right model is told to differ in
+    difference errs by (told by halving it) and 5 % of the value: a right model is told to differ in
     fewer than one of a hundred calls, all comparisons together. What has the same noise on both
     sides agrees draw by draw, without those errors.
 
@@ -371,9 +373,9 @@ class _Check:
             if method in paired:
 
                 def typical(x: Tensor) -> Tensor:
-                    return x.square().mean(0).sqrt()
+                    return x.abs().median(0).values  # a kink throws off a few draws, and far
 
-                off, size, chance = typical(gap), typical(expected).max(), 0.0 * gap[0]
+                off, size, chance = typical(gap), expected.abs().mean(0).max(), 0.0 * gap[0]
             else:
 
                 def typical(x: Tensor) -> Tensor:
@@ -383,10 +385,12 @@ class _Check:
                 chance = _STANDARD_ERRORS * gap.std(0) / len(gap) ** 0.5
             doubt = typical(of_reference.doubt) + typical(draws.doubt)
             tolerance = chance + _MARGIN * doubt + _FLOOR * size
-            within = off <= tolerance  # a NaN is not
+            outside = ~(off <= tolerance)  # a NaN is
+            # A kink lies on one of several directions at most, what is wrong shows along them all.
+            differs = outside.sum() >= min(2, len(outside))
             worst = int((off - tolerance).nan_to_num(torch.inf).argmax())
             note = f"off by {off[worst]:.2g}, tolerance {tolerance[worst]:.2g}"
-            verdict = Verdict.AGREES if bool(within.all()) else Verdict.DIFFERS
+            verdict = Verdict.DIFFERS if differs else Verdict.AGREES
             yield Row(quantity, method, verdict, _estimate(draws.fine[:, shown]), note)
 
     def _gradient_of_the_loss(self) -> Iterator[Row]:

@@ -641,7 +641,7 @@ class DropoutReplacement:
                 "where the difference of two nearby outputs drowns in rounding. So the effects are "
                 "computed by method='even_odd' in place of 'central'; say method='even_odd' to "
                 "choose it yourself.",
-                stacklevel=4,
+                stacklevel=5,  # where `loss` was called, past PyTorch's wrapper around it
             )
         return ExplicitMethod.EVEN_ODD
 
