@@ -329,10 +329,10 @@ def test_number_of_samples_of_a_spread() -> None:
             measure(network(), X, Y, mc_samples=1)
 
 
-@pytest.mark.parametrize("projections", [0, 68])
-def test_number_of_projections(projections: int) -> None:
-    with pytest.raises(errors.InputError, match=f"projections is {projections}; the model has 67"):
-        dropreg.gradient_noise(network(), X, Y, mc_samples=2, projections=projections)
+def test_number_of_projections() -> None:
+    for projections, message in ((0, "at least 1"), (68, "the model has 67")):
+        with pytest.raises(errors.InputError, match=f"projections is {projections}; .*{message}"):
+            dropreg.gradient_noise(network(), X, Y, mc_samples=2, projections=projections)
 
 
 @pytest.mark.parametrize("step", [0.0, -1e-3, float("nan"), float("inf"), 1.5, "a", True, None])

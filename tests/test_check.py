@@ -107,7 +107,7 @@ WRONG: dict[str, tuple[nn.Module, set[tuple[str, str]]]] = {
     # The values are right, and so is an ordinary gradient.
     "no second derivative": (
         network(NoSecondDerivative.apply, at=4),
-        {("gradient of R_approx", "exact"), ("gradient of R_approx", "sampled_labels")},
+        {("gradient of that slope", "analytic")},
     ),
 }
 
@@ -145,6 +145,7 @@ def test_a_right_model_agrees(activation: type[nn.Module]) -> None:
         "R_approx",
         "gradient of R_approx",
         "slope along the noise",
+        "gradient of that slope",
         "R_drop",
         "variance of the gradient noise",
     }
