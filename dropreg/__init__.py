@@ -1,10 +1,12 @@
 """The two regularization effects of dropout, measured, derived and put in dropout's place.
 
 Start with `find_sites` to see where a model drops, `replace_dropout` to train it without, and
-`explicit_regularizer` and `implicit_noise` for the two effects by themselves.
+`explicit_regularizer` and `implicit_noise` for the two effects by themselves; `check` says whether
+all of them agree on your model.
 """
 
 from dropreg import errors
+from dropreg.check import Report, Row, Verdict, check
 from dropreg.control import register_adapter
 from dropreg.control.audit import find_sites
 from dropreg.explicit import ExplicitMethod, explicit_regularizer
@@ -42,11 +44,15 @@ __all__ = [
     "NoisyLoss",
     "Objective",
     "Probe",
+    "Report",
+    "Row",
     "Rule",
     "Site",
     "Sites",
     "SquaredError",
     "Update",
+    "Verdict",
+    "check",
     "dropout_k_loss",
     "errors",
     "explicit_regularizer",

@@ -137,8 +137,6 @@ def explicit_regularizer(
 def regularizer(noisy: NoisyLoss, method: ExplicitMethod | str, sampling: Sampling) -> Tensor:
     """The explicit regularizer of a model on a batch; see `explicit_regularizer`."""
     method = ExplicitMethod(method)
-    if sampling.samples < 1:
-        raise InputError(f"mc_samples is {sampling.samples}; at least one sample is needed.")
     if noisy.targets is None and method.needs_targets:
         raise InputError(f"method={str(method)!r} needs targets: it depends on the true labels.")
     if method in _DIFFERENTIATE_IN_THE_NOISE:

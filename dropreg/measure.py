@@ -14,7 +14,7 @@ from dropreg.errors import InputError
 from dropreg.implicit import noise_term
 from dropreg.losses import Loss
 from dropreg.noise import Law, Sampler
-from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling
+from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, require_count
 from dropreg.probes import clean
 
 
@@ -148,12 +148,14 @@ def gradient_noise(
 
 def _orthonormal_rows(projections: int, params: Sequence[Tensor]) -> Tensor:
     size = sum(p.numel() for p in params)
-    if not 1 <= projections <= size:
+    require_count("projections", projections)
+    if projections > size:
         raise InputError(f"projections is {projections}; the model has {size} parameters.")
     random = torch.randn(size, projections, generator=torch.Generator().manual_seed(0))
     return torch.linalg.qr(random)[0].T.to(params[0])
 
 
 def _require_two(mc_samples: int) -> None:
+    require_count("mc_samples", mc_samples)
     if mc_samples < 2:
         raise InputError(f"mc_samples is {mc_samples}; a spread needs at least 2.")

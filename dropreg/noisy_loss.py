@@ -7,8 +7,10 @@ clean, at :math:`\varepsilon = 1` with Bernoulli noise it is under dropout. The 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from dropreg.control.audit import audited
 from dropreg.control.kernels import float32_precision
 from dropreg.control.passes import call_arguments, find_logits, forward, require_sites
 from dropreg.errors import InputError, PrecisionError
-from dropreg.noise import Law, Sampler
+from dropreg.noise import Law, Sampler, sampler_of
 from dropreg.probes import Noise, Probe, clean, require_all_met
 from dropreg.sites import Site, Sites
 
@@ -162,6 +164,12 @@ methods shows both ends.
 """
 
 
+def require_count(name: str, value: object) -> None:
+    """Raise an `InputError` if an argument is no whole number, or less than 1; True is none."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} is {value!r}; it must be a whole number, at least 1.")
+
+
 @dataclass(frozen=True)
 class Sampling:
     """What an estimator draws.
@@ -171,12 +179,32 @@ class Sampling:
         law: Law of the noise; the method's own if None. See `dropreg.noise.sampler_of`.
         step: Scale of the probe in a central difference; see `DEFAULT_STEP`.
         generator: Source of randomness; the default generator if None.
+
+    Raises:
+        InputError: If one of them cannot be, whether the method uses it or not.
     """
 
     samples: int = 1
     law: Law | str | Sampler | None = None
     step: float = DEFAULT_STEP
     generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be."""
+        require_count("mc_samples", self.samples)
+        if self.law is not None:
+            sampler_of(self.law)
+        step = self.step
+        if not isinstance(step, Real) or isinstance(step, bool) or not 0 < step <= 1:
+            raise InputError(
+                f"step is {step!r}; it must be a number, positive and at most 1, the scale of "
+                f"dropout itself. The default is {DEFAULT_STEP}."
+            )
+        if not isinstance(self.generator, torch.Generator | None):
+            raise InputError(
+                f"generator is {self.generator!r}; it must be a torch.Generator, for instance "
+                "torch.Generator().manual_seed(42), or None."
+            )
 
     def probe(self, default: Law = Law.RADEMACHER) -> Probe:
         """A new probe, of the default law unless another is asked for."""
@@ -202,11 +230,9 @@ def central_logits(
         :math:`F(+\varepsilon\eta)` and :math:`F(-\varepsilon\eta)`.
 
     Raises:
-        InputError: If the step is not positive.
+        InputError: If the step is so small that the difference of the two drowns in rounding.
         PrecisionError: If the forward pass runs below float32.
     """
-    if not step > 0:
-        raise InputError(f"step is {step}; it must be positive.")
     with float32_precision():
         down, sites = noisy.logits(probe.at(-step))
         low = any(site.dtype.itemsize < 4 for site in sites) or down.dtype.itemsize < 4
@@ -215,6 +241,16 @@ def central_logits(
                 "central differences need a float32 forward pass: half precision has too few bits "
                 "for the difference of two nearby outputs. Leave autocast for this call, or use "
                 "method='sampled_labels' or, in replace_dropout, 'even_odd'."
+            )
+        eps = max(torch.finfo(dtype).eps for dtype in (down.dtype, *(s.dtype for s in sites)))
+        # The logits are right up to eps times their size, so their derivative up to eps / step of
+        # it; truncation leaves step^2. Below the root of eps the one has grown past the root of
+        # eps, and the other has long been less: from eps^(1/3) on, a smaller step loses.
+        if step < math.sqrt(eps):
+            raise InputError(
+                f"step is {step:g}, too small for this model's precision: rounding would err by "
+                f"{eps / step:.0e} of the logits. Take at least {math.sqrt(eps):.1e}, or better "
+                f"the default, {DEFAULT_STEP}."
             )
         # Last: a pass may depend on the buffers (spectral norm), and both must start from the same.
         up, _ = noisy.logits(probe.at(step), update_buffers=update_buffers)

@@ -6,29 +6,40 @@ gradient noise of mean zero (Algorithm 2 of Wei, Kakade and Ma 2020). A `Rule` n
 want, as a scalar for ``backward`` and any optimizer. Batch-norm statistics are updated once an
 update, as by one ordinary training pass, however many passes are made: by the last of the
 objective's, so that all of them start from the same buffers.
+
+Where several processes train one model (DDP, FSDP), each must draw its own noise: the same seed on
+every rank gives the same masks on every rank, and the noise does not average out as it does with
+one large batch. ``transformers.Trainer`` seeds every rank alike (huggingface/transformers#31412).
+So give each rank a generator of its own, ``torch.Generator().manual_seed(seed + rank)``.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import islice
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo  # torch.compiler.disable, but brings no compiler
+from torch.autograd.graph import Node
+from torch.utils._pytree import tree_map
 
 from dropreg.control.kernels import without_gradients
-from dropreg.errors import Choice, InputError
+from dropreg.errors import Choice, InputError, PrecisionError
 from dropreg.explicit import QUADRATICS, ExplicitMethod, regularizer
 from dropreg.fused import pair
 from dropreg.implicit import ImplicitMethod, noise_term
 from dropreg.losses import Loss, resolve
 from dropreg.noise import Law, Sampler, sampler_of
-from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, central_logits
+from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, central_logits, require_count
 from dropreg.probes import clean
 
 
@@ -108,9 +119,8 @@ class Rule:
         ):
             object.__setattr__(self, name, kind(getattr(self, name)))
         for name in ("k", "every", "probes"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}; it must be a whole number, at least 1.")
+            require_count(name, getattr(self, name))
+        object.__setattr__(self, "strength", _finite("strength", self.strength))
         if self.k > 1 and self.objective is not Objective.DROPOUT_K:
             raise InputError(f"k={self.k} masks belong to 'dropout_k', not to '{self.objective}'.")
         if self.every > 1 and self.objective is Objective.EVEN:
@@ -131,6 +141,7 @@ class Rule:
         if self.noise_scale is None:
             share = 1 - 1 / self.k if self.objective is Objective.DROPOUT_K else 1.0
             object.__setattr__(self, "noise_scale", share**0.5)
+        object.__setattr__(self, "noise_scale", _finite("noise_scale", self.noise_scale))
 
     @property
     def label(self) -> str:
@@ -148,6 +159,21 @@ class Rule:
             name += "" if self.noise_scale == usual else f"-{self.noise_scale:g}"
         counts = {"every": self.every, "probes": self.probes}
         return name + "".join(f"-{what}{n}" for what, n in counts.items() if n > 1)
+
+
+def _finite(name: str, value: Any) -> float:
+    """A strength as a number."""
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise InputError(
+                f"{name} is a tensor that requires a gradient, and none reaches a strength: a loss "
+                "that could lower its own regularizer would. Pass a number, or the tensor's "
+                ".detach(), and tune it on held-out data."
+            )
+        value = value.item() if value.ndim == 0 else value
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise InputError(f"{name} is {value!r}; it must be a finite number.")
+    return value  # type: ignore[return-value]
 
 
 class Update:
@@ -201,6 +227,9 @@ class Update:
     def terms(self, noisy: NoisyLoss) -> Iterator[tuple[str, Tensor]]:
         """The scalars whose gradients add up to the update.
 
+        Where every dropout has probability 0, as at the start of a schedule, both effects are zero,
+        and so is what an ablation takes in their place: there is the clean loss alone.
+
         Args:
             noisy: Model and batch.
 
@@ -208,6 +237,9 @@ class Update:
             "objective" or "noise", and a scalar.
         """
         rule, self.parts = self._rule_of_this_update(), {}
+        if not noisy.sites:
+            kept = Objective.L2 if rule.objective is Objective.L2 else Objective.NONE
+            rule = Rule(kept, strength=rule.strength if kept is Objective.L2 else 1.0)
         derived = rule.objective in (Objective.EVEN, Objective.EXPLICIT)
         # The passes that give an even part or R_approx give the noise that goes with it, too.
         matching = GradientNoise.ODD if rule.objective is Objective.EVEN else GradientNoise.ANALYTIC
@@ -268,6 +300,10 @@ class Update:
             value = scalar.detach().double()
             totals[name] = totals[name] + value if name in totals else value
         self.parts |= totals
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: all but `output`, which is bound to a graph."""
+        return self.__dict__ | {"output": None}
 
     def _rule_of_this_update(self) -> Rule:
         """The rule with the strengths that it has now."""
@@ -387,12 +423,15 @@ def dropout_k_loss(
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         chunk: How many masks' activations to keep at a time. If None, all `k`. Otherwise gradients
             are taken chunk by chunk already in this call, which needs the memory of `chunk` masks
-            only; the result can then be differentiated once, in the parameters.
+            only. They are those of chunk=None, in whatever the loss depends on: parameters, inputs
+            that require a gradient, and what lies before them. The result can then be
+            differentiated once.
         distribution: Law of the noise.
-        generator: Source of randomness; the default generator if None.
+        generator: Source of randomness; the default generator if None. With several processes seed
+            it with seed + rank: the same seed on each rank gives the same masks.
 
     Returns:
-        A scalar in the loss's unit.
+        A scalar in the loss's unit. Where every dropout has probability 0 it is the clean loss.
 
     Raises:
         InputError: If an argument is wrong, or the targets do not fit.
@@ -404,30 +443,85 @@ def dropout_k_loss(
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     >>> dropout_k_loss(model, torch.randn(2, 4), torch.tensor([0, 1]), k=8, chunk=2).backward()
     """
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise InputError(f"chunk is {chunk!r}; it must be a whole number, at least 1.")
+    if chunk is not None:
+        require_count("chunk", chunk)
     update = Update(Rule(Objective.DROPOUT_K, k=k), law=distribution, generator=generator)
-    noisy = NoisyLoss(model, inputs, loss, targets)
     if chunk is None or not torch.is_grad_enabled():
-        return update.loss(noisy)
-    params = [p for p in model.parameters() if p.requires_grad]
+        return update.loss(NoisyLoss(model, inputs, loss, targets))
+    # What lies before the inputs is not to be walked through for each chunk: so the model is given
+    # copies that begin a graph of their own. Their gradients are handed on at the end.
+    copies: dict[Tensor, Tensor] = {}
+
+    def begin_here(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.is_leaf:
+            return x
+        return copies.setdefault(x, x.detach().requires_grad_())
+
+    plain = dict(inputs) if isinstance(inputs, Mapping) else inputs
+    noisy = NoisyLoss(model, tree_map(begin_here, plain), loss, targets)
+    oldest = _age_of_a_node_made_now()
     masks = (scalar for _, scalar in update.terms(noisy))
-    total, grads = torch.zeros(()), list[Tensor]()
+    total, grads = torch.zeros(()), dict[Tensor, Tensor]()
     while some := list(islice(masks, chunk)):
         share = reduce(operator.add, some)
         del some
         total = total.to(share) + share.detach()
-        new = torch.autograd.grad(share, params, materialize_grads=True)
-        grads = [*map(torch.Tensor.add_, grads, new)] if grads else list(new)
-        del new
-    return _WithGradients.apply(total, grads, *params)
+        if share.grad_fn is None:  # everything is frozen
+            continue
+        leaves, older = _leaves(share.grad_fn, oldest)
+        with _without_hooks(leaves):
+            # What was computed before this call, and not as an input, serves the next chunk too.
+            new = torch.autograd.grad(share, leaves, retain_graph=older)
+        for leaf, grad in zip(leaves, new, strict=True):
+            # Two leaves may have been given one tensor, or one that repeats a single number.
+            grads[leaf] = grads[leaf].add_(grad) if leaf in grads else grad.clone()
+        del new, grad
+    origin = {copy: x for x, copy in copies.items()}
+    return _WithGradients.apply(total, [*grads.values()], *(origin.get(x, x) for x in grads))
+
+
+def _age_of_a_node_made_now() -> int:
+    """Nodes of the graph are numbered in the order in which they are made."""
+    node: Any = torch.zeros((), requires_grad=True).view(()).grad_fn
+    return int(node._sequence_nr())
+
+
+def _leaves(root: Node, oldest: int) -> tuple[list[Tensor], bool]:
+    """The tensors in which a graph ends, and whether a part of it is older than `oldest`."""
+    leaves, older = list[Tensor](), False
+    seen, found = {root}, [root]
+    while found:
+        node: Any = found.pop()
+        if hasattr(node, "variable"):  # where a leaf's gradient is accumulated
+            leaves.append(node.variable)
+            continue
+        older |= node._sequence_nr() < oldest
+        new = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= new
+        found += new
+    return leaves, older
+
+
+@contextmanager
+def _without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Put the hooks of tensors aside: they are to see the whole gradient, once, at the end."""
+    hooks = [(leaf._backward_hooks, dict(leaf._backward_hooks or {})) for leaf in leaves]
+    try:
+        for live, _ in hooks:
+            if live:
+                live.clear()
+        yield
+    finally:
+        for live, kept in hooks:
+            if live is not None:
+                live.update(kept)
 
 
 class _WithGradients(torch.autograd.Function):
-    """A value whose gradients in the parameters are known already."""
+    """A value whose gradients in some tensors are known already."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, grads: Sequence[Tensor], *params: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, grads: Sequence[Tensor], *tensors: Tensor) -> Tensor:
         ctx.grads = grads
         return value.clone()
 
@@ -437,28 +531,57 @@ class _WithGradients(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None  # scaled in place: there may be no room for a copy
         if grads is None:
             raise RuntimeError("the loss of a chunked dropout_k_loss can be differentiated once.")
-        return None, None, *(grad.mul_(grad_output) for grad in grads)
+        # Factor by factor, as the loss may lie on another device than a weight.
+        return None, None, *(grad.mul_(grad_output.to(grad.device)) for grad in grads)
 
 
 class DropoutReplacement:
     """A training loss without dropout and with its two effects; made by `replace_dropout`.
 
+    It can be copied and pickled, also as a part of a module (`copy.deepcopy`,
+    `torch.optim.swa_utils.AveragedModel`): the copy has a model and a generator of its own, in the
+    same states, and no `output`, which belongs to a step that is past.
+
     Attributes:
         model: The model, as it was given.
-        explicit: Strength of the explicit effect; may be changed during training.
-        implicit: Strength of the implicit effect; may be changed during training.
+        method: How the last loss was computed; None if that is left to the first, yet to come.
         parts: What the last loss was made of; see `Update`.
         output: What the model returned in the last pass of the last loss, for instance logits and
             a recurrent state to carry on.
     """
 
-    def __init__(self, model: nn.Module, criterion: Loss, update: Update) -> None:
-        """Bind a model, a loss and an update; see `replace_dropout`."""
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Loss,
+        update: Update,
+        method: ExplicitMethod | None = None,
+    ) -> None:
+        """Bind a model, a loss, an update and its method; see `replace_dropout`."""
         self.model, self._criterion, self._update = model, criterion, update
-        self.explicit = update.rule.strength
-        self.implicit = update.rule.noise_scale
+        self.method, self._chooses = method, method is None
+        self._explicit, self._implicit = update.rule.strength, update.rule.noise_scale
         self.parts: dict[str, Tensor] = {}
         self.output: Any = None
+
+    @property
+    def explicit(self) -> float:
+        """Strength of the explicit effect; may be changed during training."""
+        return self._explicit
+
+    @explicit.setter
+    def explicit(self, strength: float) -> None:
+        self._explicit = _finite("explicit", strength)
+
+    @property
+    def implicit(self) -> float:
+        """Strength of the implicit effect; may be changed during training."""
+        assert self._implicit is not None
+        return self._implicit
+
+    @implicit.setter
+    def implicit(self, strength: float) -> None:
+        self._implicit = _finite("implicit", strength)
 
     @_disable_dynamo
     def loss(self, inputs: Any, targets: Tensor) -> Tensor:
@@ -475,16 +598,119 @@ class DropoutReplacement:
         Raises:
             InputError: If the targets do not fit.
             NoSitesError: If the model has no active dropout, for instance in eval mode.
-            PrecisionError: If "central" runs in half precision or under autocast.
+            PrecisionError: If "central" runs in half precision or under autocast, or would if it
+                could be replaced.
             UnsupportedError: If the model draws noise that cannot be controlled.
             LogitsError: If the output is not floating-point logits, or holds NaN.
         """
         noisy = NoisyLoss(self.model, inputs, self._criterion, targets)
-        update = self._update
-        update.rule = replace(update.rule, strength=self.explicit, noise_scale=self.implicit)
-        total = update.loss(noisy)
-        self.parts, self.output = update.parts, update.output
+        low = noisy.sites.uses_half_precision or any(s.dtype.itemsize < 4 for s in noisy.sites)
+        try:
+            total = self._by(self._suitable(low), noisy)
+        except PrecisionError:  # of "central": the audit was of the model in another precision
+            if low or not self._chooses:
+                raise
+            total = self._by(self._suitable(True), noisy)
+        self.parts, self.output = self._update.parts, self._update.output
         return total
+
+    def _by(self, method: ExplicitMethod, noisy: NoisyLoss) -> Tensor:
+        """The loss by a method."""
+        self.method, update = method, self._update
+        update.rule = _rule_of(method, self.explicit, self.implicit, update.rule.every)
+        return update.loss(noisy)
+
+    def _suitable(self, low: bool) -> ExplicitMethod:
+        """The method that was asked for, or else the default that suits a precision."""
+        if not self._chooses:
+            assert self.method is not None
+            return self.method
+        if not low:
+            return ExplicitMethod.CENTRAL
+        every = self._update.rule.every
+        if every > 1 or not 0 <= self.explicit <= 1:
+            raise PrecisionError(
+                "the forward pass runs below float32, where the default method, 'central', is not "
+                f"accurate, and 'even_odd' is not for every={every}, explicit={self.explicit}: the "
+                "clean loss would have a negative weight. Use method='sampled_labels', or every=1 "
+                "and explicit between 0 and 1, or leave autocast for this call."
+            )
+        if self.method is not ExplicitMethod.EVEN_ODD:
+            warnings.warn(
+                "the forward pass runs below float32 (autocast, or a model in half precision), "
+                "where the difference of two nearby outputs drowns in rounding. So the effects are "
+                "computed by method='even_odd' in place of 'central'; say method='even_odd' to "
+                "choose it yourself.",
+                stacklevel=5,  # where `loss` was called, past PyTorch's wrapper around it
+            )
+        return ExplicitMethod.EVEN_ODD
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along: all but `output`, which is bound to a graph."""
+        return self.__dict__ | {"output": None}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training run needs to go on as if it had not stopped, beside the model's state.
+
+        Returns:
+            Numbers and a tensor, for `torch.save`: the strengths, how many losses have been
+            computed (which counts for `every`), and the state of the generator, if there is one.
+        """
+        generator = self._update._sampling.generator
+        return {
+            "explicit": self.explicit,
+            "implicit": self.implicit,
+            "done": self._update._done,
+            "generator": None if generator is None else generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another object, made with the same arguments, stopped.
+
+        Args:
+            state: What its `state_dict` returned.
+
+        Raises:
+            InputError: If it is no such state, or has the state of a generator where this object
+                has none, or the other way round. Then nothing has changed.
+        """
+        names = set(self.state_dict())
+        if not isinstance(state, Mapping) or set(state) != names:
+            got = sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise InputError(f"the state must have the entries {sorted(names)}; it has {got}.")
+        strengths = {name: _finite(name, state[name]) for name in ("explicit", "implicit")}
+        done, generator = state["done"], self._update._sampling.generator
+        if not isinstance(done, int) or isinstance(done, bool) or done < 0:
+            raise InputError(f"done is {done!r}; it must be a whole number, at least 0.")
+        if (generator is None) != (state["generator"] is None):
+            has, lacks = ("state", "object") if generator is None else ("object", "state")
+            raise InputError(
+                f"the {has} has a generator and the {lacks} has none: make this object with "
+                f"generator={'None' if has == 'object' else 'torch.Generator()'}, as that one was."
+            )
+        if generator is not None:
+            try:
+                generator.set_state(state["generator"])
+            except (RuntimeError, TypeError) as error:
+                raise InputError(
+                    f"the state's generator does not fit one of the device {generator.device}: "
+                    f"{error}"
+                ) from error
+        self.explicit, self.implicit = strengths["explicit"], strengths["implicit"]
+        self._update._done = done
+
+
+def _rule_of(method: ExplicitMethod | str, explicit: float, implicit: float, every: int) -> Rule:
+    """The rule of `replace_dropout`."""
+    even_odd = ExplicitMethod(method) is ExplicitMethod.EVEN_ODD
+    return Rule(
+        objective=Objective.EVEN if even_odd else Objective.EXPLICIT,
+        noise=GradientNoise.ODD if even_odd else GradientNoise.ANALYTIC,
+        strength=explicit,
+        method=ExplicitMethod.CENTRAL if even_odd else method,
+        noise_scale=implicit,
+        every=every,
+    )
 
 
 def replace_dropout(
@@ -492,7 +718,7 @@ def replace_dropout(
     *,
     explicit: float = 1.0,
     implicit: float = 1.0,
-    method: ExplicitMethod | str = "central",
+    method: ExplicitMethod | str | None = None,
     loss: str | Loss = "cross_entropy",
     distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
@@ -517,7 +743,9 @@ def replace_dropout(
             "central_identity" and "central_loss_jacobian" are ablations that take both from the
             same two passes as "central". Any other `ExplicitMethod` computes the explicit effect
             by itself, and the noise by a double backward, as the paper does. The book's table of
-            methods compares them.
+            methods compares them. If None, "central"; where the forward pass runs below float32,
+            and "central" is not accurate, "even_odd" with a warning. The result's `method` says
+            which it was.
         loss: Name of the loss, or a `dropreg.losses.Loss`.
         distribution: Law of the noise; Rademacher if None.
         step: Scale of the probe in "central". Half the default is closer to the derivative for
@@ -528,14 +756,16 @@ def replace_dropout(
             updates, for 1 + 1/n passes an update in place of two. Gradients clipped tightly undo
             this, as the stronger ones are cut; the book's chapter "What it costs" shows both. Not
             for "even_odd", whose explicit strength must not exceed 1.
-        generator: Source of randomness; the default generator if None.
+        generator: Source of randomness; the default generator if None. With several processes seed
+            it with seed + rank: the same seed on each rank gives the same masks on each, and
+            ``transformers.Trainer`` seeds every rank alike.
 
     Returns:
         An object whose ``loss(inputs, targets)`` is the loss to train on, and whose ``parts`` are
         its parts, for logging.
 
     Raises:
-        InputError: If the method, the loss or the law is unknown, or `every` cannot be.
+        InputError: If the method, the loss or the law is unknown, or another argument cannot be.
 
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
@@ -544,15 +774,9 @@ def replace_dropout(
     >>> list(objective.parts)
     ['clean', 'explicit', 'implicit']
     """
-    even_odd = ExplicitMethod(method) is ExplicitMethod.EVEN_ODD
-    rule = Rule(
-        objective=Objective.EVEN if even_odd else Objective.EXPLICIT,
-        noise=GradientNoise.ODD if even_odd else GradientNoise.ANALYTIC,
-        strength=explicit,
-        method=ExplicitMethod.CENTRAL if even_odd else method,
-        noise_scale=implicit,
-        every=every,
-    )
+    explicit, implicit = _finite("explicit", explicit), _finite("implicit", implicit)
+    chosen = None if method is None else ExplicitMethod(method)
+    rule = _rule_of(chosen or ExplicitMethod.CENTRAL, explicit, implicit, every)
     law = None if distribution is None else sampler_of(distribution)
     update = Update(rule, law=law, step=step, generator=generator)
-    return DropoutReplacement(model, resolve(loss), update)
+    return DropoutReplacement(model, resolve(loss), update, chosen)

@@ -270,8 +270,57 @@ def test_chunk(chunk: Any) -> None:
 @pytest.mark.parametrize("method", ["sampled_labels", "central", "monte_carlo", "exact"])
 @pytest.mark.parametrize("mc_samples", [0, -1])
 def test_number_of_samples(method: str, mc_samples: int) -> None:
-    with pytest.raises(errors.InputError, match=f"mc_samples is {mc_samples}; at least one"):
+    with pytest.raises(errors.InputError, match=f"mc_samples is {mc_samples}; it must be"):
         dropreg.explicit_regularizer(network(), X, targets=Y, method=method, mc_samples=mc_samples)
+
+
+@pytest.mark.parametrize("count", [True, 2.5, "3"])
+def test_counts_are_whole_numbers(count: Any) -> None:
+    """True is an int of Python's, and no number of anything."""
+    calls: list[Callable[[], Any]] = [
+        lambda: dropreg.explicit_regularizer(network(), X, method="jvp", mc_samples=count),
+        lambda: dropreg.measure_explicit(network(), X, Y, mc_samples=count),
+        lambda: dropreg.gradient_noise(network(), X, Y, mc_samples=count),
+        lambda: dropreg.gradient_noise(network(), X, Y, mc_samples=2, projections=count),
+        lambda: dropreg.dropout_k_loss(network(), X, Y, count),
+        lambda: dropreg.dropout_k_loss(network(), X, Y, 2, chunk=count),
+        lambda: dropreg.replace_dropout(network(), every=count),
+        lambda: dropreg.Rule("even", probes=count),
+    ]
+    for call in calls:
+        with pytest.raises(errors.InputError, match=r"is .*; it must be a whole number, at least"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["explicit", "implicit"])
+@pytest.mark.parametrize(
+    ("strength", "message"),
+    [
+        (nn.Parameter(torch.tensor(0.5)), r"requires a gradient.*Pass a number"),
+        (torch.ones(2), "must be a finite number"),
+        (float("nan"), "is nan; it must be a finite number"),
+        (torch.tensor(float("inf")), "is inf; it must be a finite number"),
+        ("1", "is '1'; it must be a finite number"),
+        (None, "is None; it must be"),
+        (True, "is True; it must be"),
+    ],
+    ids=str,
+)
+def test_strength(name: str, strength: Any, message: str) -> None:
+    with pytest.raises(errors.InputError, match=f"{name} is .*{message}|{name} {message}"):
+        dropreg.replace_dropout(network(), **{name: strength})
+    objective = dropreg.replace_dropout(network())
+    with pytest.raises(errors.InputError, match=name):
+        setattr(objective, name, strength)
+    assert getattr(objective, name) == 1.0
+
+
+@with_a_loss
+@pytest.mark.parametrize("generator", [42, torch.default_generator.get_state()], ids=type)
+def test_generator(call: str, generator: Any) -> None:
+    message = r"generator is .*; it must be a torch\.Generator, for instance"
+    with pytest.raises(errors.InputError, match=f"(?s){message}"):
+        CALLS[call](network(), generator=generator)
 
 
 def test_number_of_samples_of_a_spread() -> None:
@@ -280,17 +329,34 @@ def test_number_of_samples_of_a_spread() -> None:
             measure(network(), X, Y, mc_samples=1)
 
 
-@pytest.mark.parametrize("projections", [0, 68])
-def test_number_of_projections(projections: int) -> None:
-    with pytest.raises(errors.InputError, match=f"projections is {projections}; the model has 67"):
-        dropreg.gradient_noise(network(), X, Y, mc_samples=2, projections=projections)
+def test_number_of_projections() -> None:
+    for projections, message in ((0, "at least 1"), (68, "the model has 67")):
+        with pytest.raises(errors.InputError, match=f"projections is {projections}; .*{message}"):
+            dropreg.gradient_noise(network(), X, Y, mc_samples=2, projections=projections)
 
 
-@pytest.mark.parametrize("step", [0.0, -1e-3, float("nan")])
+@pytest.mark.parametrize("step", [0.0, -1e-3, float("nan"), float("inf"), 1.5, "a", True, None])
 @pytest.mark.parametrize("call", ["explicit_regularizer", "implicit_noise", "replace_dropout"])
-def test_step(call: str, step: float) -> None:
-    with pytest.raises(errors.InputError, match=r"step is .*; it must be positive"):
-        CALLS[call](network(), method="central", step=step)
+@pytest.mark.parametrize("method", ["central", "sampled_labels"])
+def test_step(call: str, step: Any, method: str) -> None:
+    if call == "implicit_noise":
+        method = method.replace("sampled_labels", "analytic")
+    with pytest.raises(errors.InputError, match=r"step is .*; it must be a number, positive and"):
+        CALLS[call](network(), method=method, step=step)
+
+
+@pytest.mark.parametrize("call", ["explicit_regularizer", "implicit_noise", "replace_dropout"])
+def test_step_that_drowns_in_rounding(call: str) -> None:
+    for step in (1e-30, 1e-4):
+        with pytest.raises(errors.InputError, match=r"too small.*Take at least 3\.5e-04"):
+            CALLS[call](network(), method="central", step=step)
+    CALLS[call](network(), method="central", step=1e-3)
+    # In double precision there is room below.
+    y = torch.zeros(6, 3).double()
+    options = {"loss": "squared_error", "method": "central"}
+    CALLS[call](network().double(), X.double(), y, step=1e-7, **options)
+    with pytest.raises(errors.InputError, match=r"too small.*Take at least 1\.5e-08"):
+        CALLS[call](network().double(), X.double(), y, step=1e-9, **options)
 
 
 @with_a_loss

@@ -1,6 +1,9 @@
 """Update rules on a network so small that its noise can be enumerated: every mask, every sign."""
 
+import copy
 import itertools
+import pickle
+import warnings
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ from dropreg import (
 )
 from dropreg.book.experiments import EXPERIMENTS, TASKS, Run, Size
 from dropreg.control.passes import find_logits
-from dropreg.errors import InputError, LogitsError, values_unchecked
+from dropreg.errors import InputError, LogitsError, PrecisionError, values_unchecked
 from dropreg.fused import pair
 from dropreg.layers import shared_dropout
 from dropreg.noisy_loss import DEFAULT_STEP
@@ -379,6 +382,255 @@ def test_dropout_k_is_the_mean_of_its_masks():
     for generator, chunk in zip(generators[1:], (None, 2), strict=True):
         loss = dropout_k_loss(MODEL, (TOKENS, None), TARGETS, 5, chunk=chunk, generator=generator)
         torch.testing.assert_close(loss, masks.mean())
+
+
+class Tied(nn.Module):
+    """Embeds outside the model with the matrix that the model ends with, as a soft prompt does."""
+
+    def __init__(self, upstream=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(5, 4)
+        self.hidden, self.drop = nn.Linear(4, 4), nn.Dropout(0.3)
+        self.upstream = upstream
+
+    def forward(self, x):
+        if self.upstream is not None:
+            x = x + self.upstream["x"]
+        return F.linear(self.drop(torch.tanh(self.hidden(x))), self.table.weight)
+
+
+def functional(weights):
+    """A model whose weights are another's, or are computed from some."""
+    inner = Tied()
+    inner.requires_grad_(False)
+
+    class Functional(nn.Module):
+        def forward(self, x):
+            return torch.func.functional_call(inner, weights(), (x,))
+
+    return Functional()
+
+
+def chunk_cases():
+    """Name to (model, inputs, leaves), made anew for each loss."""
+    words = torch.tensor([0, 1, 2, 3, 4, 0])
+    torch.manual_seed(1)
+    encoder, model, x = nn.Linear(4, 4), Tied(), torch.randn(6, 4)
+    prompt = torch.randn(6, 4, requires_grad=True)
+    yield "an encoder", model, encoder(x), [*encoder.parameters(), *model.parameters()]
+    yield "a soft prompt", model, prompt, [prompt, *model.parameters()]
+    yield "tied to the inputs", model, model.table(words), [*model.parameters()]
+    yield "a dict", model, {"x": encoder(x)}, [*encoder.parameters(), *model.parameters()]
+    yield "held by the model", Tied({"x": encoder(x)}), x, [*encoder.parameters()]
+    frozen = Tied().requires_grad_(False)
+    yield "a frozen model", frozen, (encoder(x),), [*encoder.parameters()]
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    yield "functional_call", functional(lambda: leaves), x, [*leaves.values()]
+    made = {name: 2 * p for name, p in leaves.items()}  # before the call: one graph for all chunks
+    yield "functional_call, made before", functional(lambda: made), x, [*leaves.values()]
+    now = functional(lambda: {name: 2 * p for name, p in leaves.items()})
+    yield "functional_call, made inside", now, x, [*leaves.values()]
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in chunk_cases()])
+@pytest.mark.parametrize("chunk", [1, 2, 4])
+def test_chunks_reach_what_the_whole_loss_reaches(name, chunk):
+    y = torch.tensor([0, 1, 2, 0, 1, 2])
+    gradients = []
+    for size in (None, chunk):
+        ((model, inputs, leaves),) = [case for n, *case in chunk_cases() if n == name]
+        calls = []
+        leaves[0].register_hook(lambda grad, calls=calls: calls.append(1) or 3 * grad)
+        generator = torch.Generator().manual_seed(0)
+        loss = dropout_k_loss(model, inputs, y, 4, chunk=size, generator=generator)
+        (2 * loss).backward()
+        assert calls == [1]  # a hook sees the gradient once
+        gradients.append([leaf.grad for leaf in leaves])
+    assert all(grad is not None and grad.any() for grad in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_chunks_of_a_frozen_model_are_a_value():
+    model, x = Tied().requires_grad_(False), torch.randn(3, 4)
+    y, generators = torch.tensor([0, 1, 2]), [torch.Generator().manual_seed(0) for _ in range(2)]
+    loss = dropout_k_loss(model, x, y, 4, chunk=2, generator=generators[0])
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, dropout_k_loss(model, x, y, 4, generator=generators[1]))
+
+
+def test_chunks_leave_parameters_that_are_not_met_without_a_gradient():
+    model, x, y = Tied(), torch.randn(3, 4), torch.tensor([0, 1, 2])
+    model.extra = nn.Linear(2, 2)
+    dropout_k_loss(model, x, y, 4, chunk=2).backward()
+    assert model.extra.weight.grad is None
+    assert model.hidden.weight.grad is not None
+
+
+def small(p=0.3):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(p), nn.Linear(8, 3))
+
+
+X, Y = torch.randn(6, 4, generator=torch.Generator().manual_seed(9)), torch.tensor([0, 1, 2] * 2)
+
+
+class Holder(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.net = small()
+        self.objective = replace_dropout(self.net, **options)
+
+
+def again(holder, how):
+    if how == "pickle":
+        return pickle.loads(pickle.dumps(holder))
+    if how == "average":
+        return torch.optim.swa_utils.AveragedModel(holder).module
+    return copy.deepcopy(holder)
+
+
+@pytest.mark.parametrize("how", ["pickle", "average", "deepcopy"])
+@pytest.mark.parametrize("method", [None, "even_odd", "sampled_labels"])
+def test_a_copy_after_a_step_goes_on_by_itself(how, method):
+    holder = Holder(method=method, generator=torch.Generator().manual_seed(0))
+    holder.objective.loss(X, Y).backward()
+    assert holder.objective.output.requires_grad  # what could not be copied
+    other = again(holder, how)
+    assert other.objective.output is None
+    assert other.objective.model is other.net is not holder.net
+    torch.testing.assert_close(other.objective.parts, holder.objective.parts)
+    # Draw by draw the same noise, of generators that are two.
+    for _ in range(2):
+        losses = [one.objective.loss(X, Y) for one in (holder, other)]
+        assert torch.equal(*losses)
+
+
+def test_an_update_is_copied_without_its_output():
+    update = Update(Rule("dropout_k"), generator=torch.Generator().manual_seed(0))
+    noisy = NoisyLoss(small(), X, "cross_entropy", Y)
+    update.loss(noisy)
+    other = copy.deepcopy(update)
+    assert update.output is not None
+    assert other.output is None
+    assert torch.equal(update.loss(noisy), other.loss(noisy))
+
+
+def test_a_state_goes_on_where_another_stopped(tmp_path):
+    def made(seed):
+        options = {"every": 3, "generator": torch.Generator().manual_seed(seed)}
+        return replace_dropout(small(), method="central", **options)
+
+    first, second = made(0), made(1)
+    first.explicit = 0.5
+    for _ in range(2):
+        first.loss(X, Y)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert second.explicit == 0.5
+    assert second.implicit == 1.0
+    for _ in range(4):
+        assert torch.equal(first.loss(X, Y), second.loss(X, Y))
+        assert set(first.parts) == set(second.parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: None, "it has NoneType"),
+        (lambda state: state | {"every": 2}, "must have the entries"),
+        (lambda state: {"explicit": 1.0}, "must have the entries"),
+        (lambda state: state | {"explicit": float("nan")}, "explicit is nan"),
+        (lambda state: state | {"implicit": "1"}, "implicit is '1'"),
+        (lambda state: state | {"done": True}, "done is True"),
+        (lambda state: state | {"done": -1}, "done is -1"),
+        (
+            lambda state: state | {"generator": None},
+            "object has a generator and the state has none",
+        ),
+        (lambda state: state | {"generator": torch.zeros(3).byte()}, "does not fit"),
+        (lambda state: state | {"generator": "seed"}, "does not fit"),
+    ],
+)
+def test_a_wrong_state_is_refused_and_changes_nothing(change, message):
+    objective = replace_dropout(small(), generator=torch.Generator().manual_seed(0))
+    before = objective.state_dict()
+    with pytest.raises(InputError, match=message):
+        objective.load_state_dict(change(objective.state_dict()))
+    after = objective.state_dict()
+    assert torch.equal(before.pop("generator"), after.pop("generator"))
+    assert before == after
+    without = replace_dropout(small())
+    with pytest.raises(InputError, match="state has a generator and the object has none"):
+        without.load_state_dict(objective.state_dict())
+
+
+def test_the_default_method_suits_the_precision():
+    objective = replace_dropout(small(), generator=torch.Generator().manual_seed(0))
+    assert objective.method is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        objective.loss(X, Y)
+        assert objective.method == "central"
+    model = small().bfloat16()
+    objective = replace_dropout(model, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match=r"below float32.*method='even_odd'"):
+        loss = objective.loss(X.bfloat16(), Y)
+    assert objective.method == "even_odd"
+    assert set(objective.parts) == {"even", "implicit"}
+    same = replace_dropout(
+        model, method="even_odd", generator=torch.Generator().manual_seed(0)
+    ).loss(X.bfloat16(), Y)
+    assert torch.equal(loss, same)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it has been said
+        objective.loss(X.bfloat16(), Y).backward()
+
+
+def test_the_default_method_follows_autocast_and_a_cast():
+    objective = replace_dropout(small())
+    objective.loss(X, Y)
+    with torch.autocast("cpu", torch.bfloat16), pytest.warns(UserWarning, match="even_odd"):
+        objective.loss(X, Y)
+    objective.loss(X, Y)
+    assert objective.method == "central"
+    objective.model.bfloat16()  # the audit was of a float32 model
+    with pytest.warns(UserWarning, match="even_odd"):
+        objective.loss(X.bfloat16(), Y)
+    assert objective.method == "even_odd"
+
+
+@pytest.mark.parametrize("options", [{"every": 4}, {"explicit": 2.0}, {"explicit": -1.0}])
+def test_the_default_method_refuses_what_has_no_substitute(options):
+    objective = replace_dropout(small().bfloat16(), **options)
+    with pytest.raises(PrecisionError, match="Use method='sampled_labels', or every=1"):
+        objective.loss(X.bfloat16(), Y)
+    replace_dropout(small().bfloat16(), method="sampled_labels", **options).loss(X.bfloat16(), Y)
+
+
+def test_a_method_that_is_asked_for_is_not_replaced():
+    with pytest.raises(PrecisionError, match="need a float32 forward pass"):
+        replace_dropout(small().bfloat16(), method="central").loss(X.bfloat16(), Y)
+
+
+@pytest.mark.parametrize("label", [name for name in CASES if name != "none"])
+def test_where_nothing_drops_there_is_the_clean_loss(label):
+    """At the start of a schedule: no site, so that any noise but none is refused."""
+    value = torch.tensor(1.5, requires_grad=True)
+
+    class WithoutSites:
+        sites, output = (), "logits"
+
+        def __call__(self, noise, *, update_buffers):
+            assert noise is clean
+            assert update_buffers
+            return 2 * value
+
+    update = Update(CASES[label][0])
+    update.backward(WithoutSites())
+    assert value.grad == 2
+    assert update.output == "logits"
+    assert update.parts == {"clean": 3, "objective": 3}
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
