@@ -53,6 +53,7 @@ class PlainSquared(Elementwise):
         return (logits - targets) ** 2
 
 
+WEIGHT = torch.tensor([1.0, 0.2, 3.0, 0.7])
 DERIVED: dict[str, tuple[Loss, Loss, tuple[int, ...]]] = {
     "cross_entropy": (CrossEntropy(), PlainCrossEntropy(), (2, 3, 4)),
     "binary": (BinaryCrossEntropy(), PlainBinary(), (3, 2)),
@@ -66,6 +67,33 @@ CASES: dict[str, tuple[Loss, tuple[int, ...]]] = {
     "binary": (BinaryCrossEntropy(), (3, 2)),
     "binary, one number": (BinaryCrossEntropy(), ()),
     "squared": (SquaredError(), (3, 2)),
+    "class weights": (CrossEntropy(weight=WEIGHT), (2, 3, 4)),
+    "class weights, smoothing": (
+        CrossEntropy(1, 0.2, weight=WEIGHT),
+        (5, 4),
+    ),
+    "probabilities": (CrossEntropy(), (5, 4)),
+    "probabilities, class weights, smoothing": (
+        CrossEntropy(label_smoothing=0.2, weight=WEIGHT),
+        (5, 4),
+    ),
+    "sum": (CrossEntropy(ignore_index=1, reduction="sum"), (5, 4)),
+    "normalizer": (CrossEntropy(weight=WEIGHT, normalizer=torch.tensor(7)), (5, 4)),
+    "shift": (CrossEntropy(shift=True), (2, 3, 4)),
+    "shift, class weights": (CrossEntropy(1, weight=WEIGHT, shift=True), (2, 3, 4)),
+    "class_dim": (CrossEntropy(class_dim=1), (2, 4, 3)),
+    "class_dim, class weights": (CrossEntropy(1, weight=WEIGHT, class_dim=1), (2, 4, 3)),
+    "class_dim, probabilities": (CrossEntropy(weight=WEIGHT, class_dim=1), (2, 4, 3)),
+    "binary, weights": (
+        BinaryCrossEntropy(weight=torch.tensor([[1.0], [0.0], [3.0]])),
+        (3, 2),
+    ),
+    "binary, all weights": (
+        BinaryCrossEntropy(weight=torch.tensor([0.5, 3.0]), pos_weight=torch.tensor([2.0, 0.3])),
+        (3, 2),
+    ),
+    "binary, sum": (BinaryCrossEntropy(pos_weight=torch.tensor(2.0), reduction="sum"), (3, 2)),
+    "squared, normalizer": (SquaredError(normalizer=2.5), (3, 2)),
     "a loss of one's own": (Poisson(), (3, 2)),
     "classes of one's own": (PlainCrossEntropy(), (2, 3, 4)),
 }
@@ -75,14 +103,17 @@ def example(name: str, dtype: torch.dtype = torch.float64) -> tuple[Loss, Tensor
     loss, shape = CASES[name]
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-    if loss.classes_last:
-        y = torch.randint(0, shape[-1], shape[:-1], generator=generator)
+    if "probabilities" in name:
+        y = torch.rand(shape, generator=generator, dtype=torch.float64).softmax(1).to(dtype)
+    elif loss.classes_last:
+        y = torch.randint(0, 4, loss.classes_to_last(logits).shape[:-1], generator=generator)
     else:
         y = torch.rand(shape, generator=generator, dtype=torch.float64).to(dtype)
     return loss, logits, y
 
 
 def hessian(loss: Loss, logits: Tensor, y: Tensor) -> Tensor:
+    """Of the loss, as a matrix between the flattened logits."""
     size = logits.numel()
     return torch.autograd.functional.hessian(lambda f: loss.mean(f, y), logits).reshape(size, size)
 
@@ -99,12 +130,12 @@ def test_quadratic_is_the_hessian_of_the_mean(name: str) -> None:
 def test_roots_make_the_hessian(name: str) -> None:
     """Sum over columns and terms of s s', over the number of terms that count."""
     loss, logits, y = example(name)
-    roots = torch.stack(list(loss.roots(logits, y)))
-    size = logits.numel()
-    block = logits.shape[-1] if loss.classes_last else 1
-    rows = roots.reshape(len(roots), size // block, block)
+    rows = torch.stack([loss.classes_to_last(root) for root in loss.roots(logits, y)])
+    rows = rows.reshape(len(rows), -1, rows.shape[-1] if loss.classes_last else 1)
     blocks = torch.einsum("rni,rnj->nij", rows, rows) / loss.count(logits, y)
-    torch.testing.assert_close(torch.block_diag(*blocks), hessian(loss, logits, y))
+    index = loss.classes_to_last(torch.arange(logits.numel()).view(logits.shape)).flatten()
+    truth = hessian(loss, logits, y)[index][:, index]
+    torch.testing.assert_close(torch.block_diag(*blocks), truth)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -134,25 +165,99 @@ def test_sampled_score_is_the_same_in_every_precision(name: str) -> None:
     torch.testing.assert_close(scores[0], scores[2], rtol=0.05, atol=0.02)
 
 
+def pytorchs(loss: Loss, logits: Tensor, y: Tensor) -> Tensor:
+    """The same loss by `torch.nn.functional`."""
+    divisor = loss.normalizer
+    reduction = loss.reduction if divisor is None else "sum"
+    if isinstance(loss, CrossEntropy):
+        if loss.shift:
+            logits, y = logits[:, :-1].reshape(-1, 4), y[:, 1:].flatten()
+        elif loss.class_dim is None and logits.ndim > 1:
+            y = y.reshape(-1, 4) if y.shape == logits.shape else y.flatten()
+            logits = logits.reshape(-1, 4)
+        value = F.cross_entropy(
+            logits,
+            y,
+            weight=None if loss.weight is None else loss.weight.double(),
+            ignore_index=loss.ignore_index,
+            label_smoothing=loss.label_smoothing,
+            reduction=reduction,
+        )
+    elif isinstance(loss, BinaryCrossEntropy):
+        value = F.binary_cross_entropy_with_logits(
+            logits, y, loss.weight, pos_weight=loss.pos_weight, reduction=reduction
+        )
+    elif isinstance(loss, Poisson):
+        value = F.poisson_nll_loss(logits, y)
+    elif isinstance(loss, PlainCrossEntropy):
+        value = F.cross_entropy(logits.reshape(-1, 4), y.flatten())
+    else:
+        value = F.mse_loss(logits, y, reduction=reduction)
+    return value if divisor is None else value / divisor
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_mean_is_pytorchs(name: str) -> None:
     loss, logits, y = example(name)
-    if isinstance(loss, CrossEntropy):
-        expected = F.cross_entropy(
-            logits.reshape(-1, 4),
-            y.flatten(),
-            ignore_index=loss.ignore_index,
-            label_smoothing=loss.label_smoothing,
+    value = pytorchs(loss, logits, y)
+    torch.testing.assert_close(loss.mean(logits, y), value)
+    terms = loss.per_term(logits, y)
+    counted = loss.counted(y)
+    total = (terms if counted is None else terms[counted]).sum()
+    torch.testing.assert_close(total / loss.count(logits, y), value)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if name not in ("one position", "binary, one number")]
+)
+@pytest.mark.parametrize("coupled", [False, True])
+def test_the_regularizer_is_that_of_the_loss_that_is_trained(name: str, coupled: bool) -> None:
+    """With J the dense Jacobian in the noise, half the trace of J' H J, at p = 1/2."""
+    loss, logits, y = example(name)
+    model = Offset(logits, coupled)
+    x = torch.rand(logits.shape, generator=torch.Generator().manual_seed(2)).double() + 0.5
+    noise = torch.zeros_like(model.dropped(x))
+    jac = torch.autograd.functional.jacobian(lambda eta: model.after(x, eta), noise)
+    jac = jac.reshape(logits.numel(), -1)
+    out = model.after(x, noise)
+    h = torch.autograd.functional.hessian(lambda f: pytorchs(loss, f, y), out)
+    truth = 0.5 * (jac.T @ h.reshape(logits.numel(), -1) @ jac).trace()
+    r = explicit_regularizer(model, x, loss=loss, targets=y)
+    torch.testing.assert_close(r, truth)
+    for method in ("central", "jvp", "sampled_labels"):
+        draws = torch.stack(
+            [
+                explicit_regularizer(
+                    model,
+                    x,
+                    loss=loss,
+                    targets=y,
+                    method=method,
+                    step=0.01,
+                    generator=torch.Generator().manual_seed(seed),
+                )
+                for seed in range(40)
+            ]
         )
-    elif isinstance(loss, BinaryCrossEntropy):
-        expected = F.binary_cross_entropy_with_logits(logits, y)
-    elif isinstance(loss, Poisson):
-        expected = F.poisson_nll_loss(logits, y)
-    elif isinstance(loss, PlainCrossEntropy):
-        expected = F.cross_entropy(logits.reshape(-1, 4), y.flatten())
-    else:
-        expected = F.mse_loss(logits, y)
-    torch.testing.assert_close(loss.mean(logits, y), expected)
+        assert (draws.mean() - truth).abs() <= 5 * draws.std() / 40**0.5 + 1e-3 * truth
+
+
+class Offset(torch.nn.Module):
+    """Logits that are linear in what is dropped, plus given ones."""
+
+    def __init__(self, offset: Tensor, coupled: bool) -> None:
+        super().__init__()
+        self.offset, self.drop = torch.nn.Parameter(offset.clone()), torch.nn.Dropout(0.5)
+        self.coupled = coupled
+
+    def dropped(self, x: Tensor) -> Tensor:
+        return x.sum(0, keepdim=True) if self.coupled else x
+
+    def after(self, x: Tensor, eta: Tensor) -> Tensor:
+        return self.offset + self.dropped(x) * (1 + eta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.offset + self.drop(self.dropped(x))
 
 
 @pytest.mark.parametrize("name", DERIVED)
@@ -235,7 +340,7 @@ def test_a_loss_may_give_what_is_asked_for_in_place_of_its_terms() -> None:
         for loss in (Whole(), CrossEntropy())
     ]
     torch.testing.assert_close(*losses)
-    with pytest.raises(InputError, match="Whole needs a method `per_term`"):
+    with pytest.raises(InputError, match="Whole gives one number"):
         explicit_regularizer(model, x, loss=Whole(), method="exact")
 
 
