@@ -118,6 +118,7 @@ class Loss:
         wrong = isinstance(value, bool) or not isinstance(value, int | float | Tensor | None)
         if isinstance(value, Tensor):
             wrong = value.numel() != 1 or value.is_complex() or value.dtype is torch.bool
+        if isinstance(value, Tensor) and not wrong:
             value = value.detach().reshape(())
         if not wrong and value is not None and _can_look_at(value):
             wrong = not 0 < value < math.inf
@@ -527,17 +528,15 @@ class CrossEntropy(Loss):
             has_label = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
             has_label[..., -1] = False
             return has_label
-        counted = self.counted(targets)
-        if self.weight is None and counted is not None:
+        counted, labels = self.counted(targets), self.labels(targets)
+        soft = labels.is_floating_point()
+        if self.weight is None and not soft:
             return counted
-        labels = self.labels(targets)
-        weight = None if self.weight is None else self.weight.to(logits.device)
-        if labels.is_floating_point():
-            y = self.classes_to_last(labels)
-            y = (1 - self.label_smoothing) * y + self.label_smoothing / y.shape[-1]
-            return (y if weight is None else y * weight).sum(-1)
-        assert weight is not None
-        own = self._weight_of(labels)
+        weight = _to_type_of(logits, torch.ones(1) if self.weight is None else self.weight)
+        if soft:
+            own = (self.classes_to_last(_to_type_of(logits, labels)) * weight).sum(-1)
+        else:
+            own = self._weight_of(labels, logits)
         a = (1 - self.label_smoothing) * own + self.label_smoothing * weight.mean()
         return a if counted is None else a * counted
 
@@ -568,14 +567,15 @@ class CrossEntropy(Loss):
         known = None if labels is None else self._look_at(labels, logits)
         if self._fixed is not None:
             return self._fixed
-        if targets is None or labels is None or labels.is_floating_point():
-            return self._terms_of(logits)[..., : -1 if self.shift else None].numel()
+        terms = self._terms_of(logits)
+        if targets is None or labels is None:
+            return terms[..., : -1 if self.shift else None].numel()
         if self.weight is None and known is not None:
             return known
         counted = self.counted(targets)
-        if self.weight is None:
-            return labels.numel() if counted is None else counted.sum()
-        own = self._weight_of(labels)
+        if self.weight is None or labels.is_floating_point():
+            return terms.numel() if counted is None else counted.sum()
+        own = self._weight_of(labels, logits)
         return (own if counted is None else own * counted).sum()
 
     def _require_fitting(self, logits: Tensor, targets: Tensor | None) -> None:
@@ -627,10 +627,10 @@ class CrossEntropy(Loss):
             )
         return None
 
-    def _weight_of(self, labels: Tensor) -> Tensor:
-        """The class weight of each label; any where it is ignored."""
+    def _weight_of(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """The class weight of each label, whatever where it is ignored."""
         assert self.weight is not None
-        weight = self.weight.to(labels.device)
+        weight = _to_type_of(logits, self.weight)
         return weight[labels.clamp(0, len(weight) - 1)]
 
     def quadratic(self, logits: Tensor, t: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -754,11 +754,12 @@ class BinaryCrossEntropy(Elementwise):
     def weights(self, logits: Tensor, targets: Tensor | None) -> Tensor | None:
         """The factor of each entry's Hessian; see `Loss.weights`."""
         result = super().weights(logits, targets)
-        weight, pos_weight = (None if w is None else w.to(logits.device) for w in self._weights)
+        weight, pos_weight = (None if w is None else _to_type_of(logits, w) for w in self._weights)
         if pos_weight is not None:
             if targets is None:
                 raise InputError("pos_weight needs targets: H_out is that of the true label.")
-            of_label = pos_weight * targets + 1 - targets
+            y = _to_type_of(logits, targets)
+            of_label = pos_weight * y + 1 - y
             weight = of_label if weight is None else weight * of_label
         if weight is None:
             return result
@@ -931,19 +932,48 @@ def _curvature(function: Callable[[Tensor], Tensor], logits: Tensor, t: Tensor) 
     point = _point(logits)
     with torch.enable_grad():
         total = function(point)
-        if not total.requires_grad:  # a constant
-            return torch.zeros_like(point)
+        if not total.requires_grad:
+            raise InputError("the loss does not depend on the logits, for all that autograd sees.")
         (score,) = torch.autograd.grad(total, point, create_graph=True)
-        if not score.requires_grad:  # a linear loss
+        if not score.requires_grad:
+            _require_linear(function, point.detach(), score)
             return torch.zeros_like(score)
-        (curved,) = torch.autograd.grad((score * t).sum(), point, create_graph=True)
+        try:
+            (curved,) = torch.autograd.grad((score * t).sum(), point, create_graph=True)
+        except RuntimeError as error:
+            if "is not implemented" in str(error) or "once_differentiable" in str(error):
+                raise _needs_two_derivatives() from error
+            raise
     differentiable = torch.is_grad_enabled() and (logits.requires_grad or t.requires_grad)
     return curved if differentiable else curved.detach()
+
+
+def _require_linear(function: Callable[[Tensor], Tensor], point: Tensor, score: Tensor) -> None:
+    """Refuse a curved loss whose gradient autograd takes for a constant, as of a fused kernel."""
+    if not _can_look_at(point):
+        return
+    near = (point * (1 + 1e-3) + 1e-3).requires_grad_()
+    (there,) = torch.autograd.grad(function(near), near)
+    slopes = (score != 0) | (there != 0)
+    # Where a loss has kinks few entries change over a short way, where it is curved nearly all.
+    if (score != there).sum() * 2 > slopes.sum():
+        raise _needs_two_derivatives()
+
+
+def _needs_two_derivatives() -> InputError:
+    return InputError(
+        "the loss cannot be differentiated twice, which H_out needs. Write it in PyTorch's plain "
+        "operations, or choose 'even_odd' or 'monte_carlo'."
+    )
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
     # Half precision loses small squares and the tails of a softmax, also inside autocast.
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _to_type_of(logits: Tensor, x: Tensor) -> Tensor:
+    return x.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
 
 
 @torch.enable_grad()
