@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import torch
@@ -36,7 +37,7 @@ class Loss:
     Hessian in the logits, and what needs single terms ("exact", "sampled_labels", the ablations) is
     refused. A subclass that overrides `per_term` or `mean` inherits no closed form.
 
-    In all methods `logits` are the model's output, (..., C), `t` and `u` are tensors of that shape.
+    In all methods `logits` are the model's output, (..., C); `t` and `x` are tensors of that shape.
     `targets` are the labels, whose form depends on the loss; an `InputError` is raised where they
     do not fit the logits. Where only :math:`H_{out}` is asked for they are optional, if it does not
     depend on them, and serve to leave out the terms that do not count (padding). Where no term
@@ -115,7 +116,7 @@ class Loss:
 
     @normalizer.setter
     def normalizer(self, value: float | Tensor | None) -> None:
-        wrong = isinstance(value, bool) or not isinstance(value, int | float | Tensor | None)
+        wrong = not (value is None or isinstance(value, Tensor) or _is_a(Real, value))
         if isinstance(value, Tensor):
             wrong = value.numel() != 1 or value.is_complex() or value.dtype is torch.bool
         if isinstance(value, Tensor) and not wrong:
@@ -257,11 +258,11 @@ class Loss:
         return x * (self.classes_back(weights[..., None]) if x.ndim > weights.ndim else weights)
 
     def classes_to_last(self, x: Tensor) -> Tensor:
-        """A view of a tensor of the logits' shape with the classes last."""
+        """A view of a tensor `x` of the logits' shape with the classes last."""
         return x
 
     def classes_back(self, x: Tensor) -> Tensor:
-        """The inverse of `classes_to_last`."""
+        """The inverse of `classes_to_last`, of a tensor `x`."""
         return x
 
     def _terms_of(self, logits: Tensor) -> Tensor:
@@ -275,9 +276,14 @@ class Loss:
             raise InputError(
                 f"{self._name} needs {kind} of shape {tuple(shape)} for logits of "
                 f"shape {tuple(logits.shape)}, got {targets.dtype} of shape {tuple(targets.shape)}."
+                + self._hint(logits, targets)
             )
         if not shape.numel():
             raise InputError(f"the batch is empty: the logits have shape {tuple(logits.shape)}.")
+
+    def _hint(self, logits: Tensor, targets: Tensor) -> str:
+        """What may be meant by targets that do not fit."""
+        return ""
 
     def _is_label(self, targets: Tensor) -> bool:
         if targets.is_floating_point() or targets.is_complex() or targets.dtype is torch.bool:
@@ -465,9 +471,9 @@ class CrossEntropy(Loss):
             InputError: If an option is wrong.
         """
         super().__init__(reduction=reduction, normalizer=normalizer)
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int):
+        if not _is_a(Integral, ignore_index):
             raise InputError(f"ignore_index is {ignore_index!r}; it must be a whole number.")
-        if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, int | float):
+        if not _is_a(Real, label_smoothing):
             raise InputError(f"label_smoothing is {label_smoothing!r}; it must be a number.")
         if not 0 <= label_smoothing <= 1:
             raise InputError(f"label_smoothing is {label_smoothing}; it must lie in [0, 1].")
@@ -478,7 +484,7 @@ class CrossEntropy(Loss):
         _require_weights("weight", weight)
         if weight is not None and weight.ndim != 1:
             raise InputError(f"weight has shape {tuple(weight.shape)}; it must be (C,).")
-        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        self.ignore_index, self.label_smoothing = int(ignore_index), float(label_smoothing)
         self.weight, self.class_dim, self.shift, self.fused = weight, class_dim, shift, fused
 
     def per_term(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -569,7 +575,7 @@ class CrossEntropy(Loss):
             return self._fixed
         terms = self._terms_of(logits)
         if targets is None or labels is None:
-            return terms[..., : -1 if self.shift else None].numel()
+            return (terms[..., :-1] if self.shift else terms).numel()
         if self.weight is None and known is not None:
             return known
         counted = self.counted(targets)
@@ -600,6 +606,14 @@ class CrossEntropy(Loss):
                 "Say which: CrossEntropy(class_dim=-1), or class_dim=1 as in PyTorch."
             )
         super()._require_fitting(logits, None if soft else targets)
+
+    def _hint(self, logits: Tensor, targets: Tensor) -> str:
+        shape = logits.shape
+        if self.class_dim == 1 and targets.shape == shape[:-1]:
+            return " Its classes are in dimension 1; with the classes last, pass class_dim=-1."
+        if self.class_dim != 1 and len(shape) > 2 and targets.shape == shape[:1] + shape[2:]:
+            return " If the classes are in dimension 1, pass CrossEntropy(class_dim=1)."
+        return ""
 
     def _look_at(self, labels: Tensor, logits: Tensor) -> int | None:
         """Refuse labels that cannot be; return the number of positions if all count."""
@@ -916,6 +930,11 @@ def _require_weights(name: str, weight: Any) -> None:
         raise InputError(f"{name} requires a gradient, and gets none: detach it.")
     if _can_look_at(weight) and not ((weight >= 0) & weight.isfinite()).all():
         raise InputError(f"{name} must be finite and not negative.")
+
+
+def _is_a(kind: type, value: Any) -> bool:
+    """Whether it is a number of a kind, numpy's too, and no truth value."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:

@@ -776,6 +776,11 @@ def test_a_square_of_classes_and_positions_is_refused_unless_it_is_said_which() 
     torch.testing.assert_close(
         resolve(torch.nn.CrossEntropyLoss()).mean(logits, y), F.cross_entropy(logits, y)
     )
+    three = torch.randn(2, 4, 3), TOKENS[:, :3]
+    with pytest.raises(InputError, match=r"If the classes are in dimension 1, .*class_dim=1"):
+        CrossEntropy().mean(*three)
+    with pytest.raises(InputError, match="classes are in dimension 1; with the classes last"):
+        first.mean(three[0].mT, three[1])
     soft = logits.softmax(1)[..., :3]
     with pytest.raises(InputError, match=r"do not add up to 1.*class_dim=1"):
         CrossEntropy().mean(logits[..., :3], soft)
