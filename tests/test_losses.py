@@ -1008,3 +1008,9 @@ def test_a_loss_that_autograd_cannot_differentiate_twice() -> None:
         resolve(lambda f, y: F.cross_entropy(f.detach(), y)).quadratic(X, X, Y % 3)
     # A loss with kinks is linear around almost every point.
     assert resolve(F.l1_loss).quadratic(X, X, torch.zeros_like(X)) == 0
+
+
+def test_a_single_position_without_targets() -> None:
+    assert CrossEntropy().count(torch.zeros(4)) == 1
+    t = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    assert CrossEntropy().quadratic(torch.zeros(4), t) == 1  # its variance
