@@ -32,7 +32,7 @@ from dropreg.control.kernels import (
 )
 from dropreg.coupling import PullBack, uncoupled
 from dropreg.errors import Choice, InputError
-from dropreg.losses import Loss
+from dropreg.losses import Loss, ratio
 from dropreg.noise import Law, Sampler, sample
 from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, central_logits, half_quadratic
 from dropreg.probes import NoiseLeaves, Probe, clean
@@ -165,9 +165,9 @@ def _half_squares(
     criterion: Loss, up: Tensor, down: Tensor, step: float, targets: Tensor | None
 ) -> Tensor:
     """Half the mean over the terms of |t|^2; as `half_quadratic`, with the identity as H_out."""
-    count = criterion.count(up, targets)  # refuses targets that do not fit
+    count = criterion.divisor(up, targets)  # refuses targets that do not fit
     t = criterion.weighted((up - down) / (2 * step), targets)
-    return 0.5 * t.square().sum() / count
+    return ratio(0.5 * t.square().sum(), count)
 
 
 def _half_squared_slopes(
@@ -175,12 +175,10 @@ def _half_squared_slopes(
 ) -> Tensor:
     """Half the mean over the terms of (dl/d epsilon)^2, with each term's own loss l."""
     assert targets is not None
-    count = criterion.count(up, targets)  # refuses targets that do not fit
+    count = criterion.divisor(up, targets)  # refuses targets that do not fit
     ends = (criterion.per_term(logits, targets) for logits in (up, down))
-    slopes = reduce(torch.sub, ends) / (2 * step)
-    counted = criterion.counted(targets)
-    slopes = slopes if counted is None else slopes.where(counted, 0.0)
-    return 0.5 * slopes.square().sum() / count
+    slopes = criterion.weighted(reduce(torch.sub, ends) / (2 * step), targets, -0.5)
+    return ratio(0.5 * slopes.square().sum(), count)
 
 
 QUADRATICS: dict[ExplicitMethod, Callable[[Loss, Tensor, Tensor, float, Tensor | None], Tensor]] = {
@@ -239,7 +237,7 @@ def _from_outside(
     leaves = NoiseLeaves()
     with torch.enable_grad(), differentiable_kernels():
         logits, sites = noisy.logits(leaves)
-        count = noisy.criterion.count(logits, noisy.targets)  # refuses targets that do not fit
+        count = noisy.criterion.divisor(logits, noisy.targets)  # refuses targets that do not fit
 
         def pull_back(u: Tensor, create_graph: bool = create_graph) -> tuple[Tensor, ...]:
             return torch.autograd.grad(
@@ -255,7 +253,7 @@ def _from_outside(
         for u in vectors(noisy, sampling, logits, pull_back):
             for site, g in zip(sites, pull_back(u), strict=True):
                 total = total + site.variance * g.square().sum().to(logits.device)
-    return 0.5 * total / count
+    return ratio(0.5 * total, count)
 
 
 def _scores(noisy: NoisyLoss, sampling: Sampling, logits: Tensor, _: PullBack) -> Vectors:
@@ -275,8 +273,9 @@ def _signs(noisy: NoisyLoss, sampling: Sampling, logits: Tensor, _: PullBack) ->
 
 def _true_score(noisy: NoisyLoss, sampling: Sampling, logits: Tensor, _: PullBack) -> Vectors:
     """The gradient of the loss, summed over its terms, at the true labels."""
-    total = noisy.mean(logits) * noisy.criterion.count(logits, noisy.targets)
-    yield from torch.autograd.grad(total, logits, create_graph=True)
+    total = noisy.mean(logits) * noisy.criterion.divisor(logits, noisy.targets)
+    (score,) = torch.autograd.grad(total, logits, create_graph=True)
+    yield noisy.criterion.weighted(score, noisy.targets, -0.5)
 
 
 def _exact_vectors(
@@ -286,9 +285,16 @@ def _exact_vectors(
     # One would be needed for each column of the root of H_out and each term of the loss. But terms
     # with no noise coordinate in common, such as the examples of a batch, can share one: their
     # pull-backs do not overlap, so their squares do not mix.
-    classes = logits.shape[-1] if noisy.criterion.classes_last else 1
-    weights = [p for p in noisy.model.parameters() if p.requires_grad]
-    groups = uncoupled(logits, logits.ndim - noisy.criterion.classes_last, pull_back, weights)
+    criterion = noisy.criterion
+    by_term = criterion.classes_to_last(logits)
+    classes = by_term.shape[-1] if criterion.classes_last else 1
+    parameters = [p for p in noisy.model.parameters() if p.requires_grad]
+
+    def pull_back_by_term(u: Tensor, **options: bool) -> tuple[Tensor, ...]:
+        return pull_back(criterion.classes_back(u), **options)
+
+    term_dims = by_term.ndim - criterion.classes_last
+    groups = uncoupled(by_term, term_dims, pull_back_by_term, parameters)
     if (passes := classes * len(groups)) > 10_000:
         warnings.warn(
             f"method='exact' takes {passes:,} backward passes for logits of shape "
@@ -296,10 +302,10 @@ def _exact_vectors(
             "without bias from one or two.",
             stacklevel=5,
         )
-    for root in noisy.criterion.roots(logits, noisy.targets):
+    for root in criterion.roots(logits, noisy.targets):
         for group in groups:
             chosen = torch.zeros_like(root)
-            chosen[group] = 1.0
+            criterion.classes_to_last(chosen)[group] = 1.0
             yield root * chosen
 
 

@@ -3,7 +3,7 @@ r"""The default step's loss in one sweep over the logits, with its gradient.
 With :math:`u, d` the logits at :math:`\pm\varepsilon`, :math:`m = (u + d)/2`,
 :math:`t = (u - d)/2\varepsilon`, :math:`p = \mathrm{softmax}(m)` and :math:`c = t - p^\top t`, one
 term (an example or a token) of cross-entropy has the regularizer :math:`R = \tfrac12\, p^\top c^2`,
-with
+times its weight, with
 
 .. math:: \partial R/\partial t = p \odot c, \qquad
           \partial R/\partial m = \tfrac12\, p \odot (c^2 - 2R) .
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dropreg.errors import InputError
 from dropreg.losses import CrossEntropy, Loss
 from dropreg.noisy_loss import half_quadratic
 
@@ -62,18 +63,23 @@ def pair(
     Returns:
         The total, differentiable, and its parts before their strengths.
     """
-    if type(criterion) is CrossEntropy:  # not a subclass, which may change any part of it
-        count = criterion.count(up, targets)
-        options = (criterion.ignore_index, criterion.label_smoothing)
-        return Pair(
-            *CrossEntropyPair.apply(up, down, targets, count, step, explicit, implicit, *options)
-        )
+    # A subclass may change any part of it.
+    if type(criterion) is CrossEntropy and _can_be_fused(criterion, targets):
+        count, weights = criterion.count(up, targets), criterion.weights(up, targets)
+        ends = map(criterion.classes_to_last, (up, down))
+        options = (count, step, explicit, implicit, criterion.label_smoothing)
+        return Pair(*CrossEntropyPair.apply(*ends, criterion.labels(targets), weights, *options))
     regularizer = half_quadratic(criterion, up, down, step, targets)
     loss_up, loss_down = criterion.mean(up, targets), criterion.mean(down, targets)
     clean = (loss_up + loss_down) / 2 - step**2 * regularizer
     noise = (loss_up - loss_down) / (2 * step)
     total = clean + explicit * regularizer + implicit * noise
     return Pair(total, clean.detach(), regularizer.detach(), noise.detach())
+
+
+def _can_be_fused(criterion: CrossEntropy, targets: Tensor) -> bool:
+    both = criterion.label_smoothing and criterion.weight is not None
+    return criterion.fused and not both and not targets.is_floating_point()
 
 
 class CrossEntropyPair(torch.autograd.Function):
@@ -84,12 +90,12 @@ class CrossEntropyPair(torch.autograd.Function):
         ctx: Any,
         up: Tensor,
         down: Tensor,
-        targets: Tensor,
-        count: int | Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        count: float | Tensor,
         step: float,
         explicit: float,
         implicit: float,
-        ignore_index: int,
         label_smoothing: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Compute the parts, and the gradient of their sum.
@@ -98,33 +104,36 @@ class CrossEntropyPair(torch.autograd.Function):
             ctx: Keeps the gradient.
             up: Logits at plus the step, (..., C), at least float32.
             down: Logits at minus the step.
-            targets: Class indices, (...).
-            count: Number of terms that count.
+            labels: Class indices, (...).
+            weights: Weight of each term, (...); 0 or False where it does not count.
+            count: What the sum of the terms is divided by.
             step: The scale of the pair.
             explicit: Strength of the explicit effect.
             implicit: Strength of the implicit effect.
-            ignore_index: Label of the terms that do not count.
             label_smoothing: Share of the label that is spread over all classes.
 
         Returns:
             The total, and the clean loss, the explicit and the implicit effect before strengths.
         """
         classes = up.shape[-1]
-        u, d, y = up.reshape(-1, classes), down.reshape(-1, classes), targets.reshape(-1, 1)
-        counts = (y != ignore_index).to(up.dtype) / count  # 0 where a term does not count
+        u, d, y = up.reshape(-1, classes), down.reshape(-1, classes), labels.reshape(-1, 1)
+        weights = weights.reshape(-1, 1).to(up.dtype)
+        shares = torch.where(weights > 0, weights / count, 0.0)  # also where nothing counts
         y = y.clamp(0, classes - 1)
-        # total = sum of the weights times the three: the mean of the losses holds step^2 R, too.
-        weights = (0.5 + implicit / (2 * step), 0.5 - implicit / (2 * step))
+        # total = sum of the factors times the three: the mean of the losses holds step^2 R, too.
+        factors = (0.5 + implicit / (2 * step), 0.5 - implicit / (2 * step))
         weight_r = (explicit - step**2) / (4 * step**2)  # as t is taken without its 1 / 2 step
         wants_grad = any(ctx.needs_input_grad)
         grads = [torch.empty_like(u), torch.empty_like(d)] if wants_grad else []
         sums = torch.zeros(3, dtype=torch.float64, device=up.device)
+        if isinstance(count, Tensor) or not count:
+            sums = sums / count  # NaN where nothing counts, as in PyTorch, with a gradient of 0
         rows = max(1, (_CHUNK if up.device.type == "cpu" else 1 << 24) // classes)
         # Made once: to get new memory for each operation would take longer than the operations.
         scratch = [u.new_empty(min(rows, len(u)), classes) for _ in range(4)]
         for start in range(0, len(u), rows):
             here = slice(start, start + rows)
-            ends, y_n, share = (u[here], d[here]), y[here], counts[here]
+            ends, y_n, share = (u[here], d[here]), y[here], shares[here]
             a, t, p, b = (buffer[: len(y_n)] for buffer in scratch)
             torch.add(*ends, out=a).mul_(0.5)
             torch.softmax(a, -1, out=p)
@@ -144,7 +153,7 @@ class CrossEntropyPair(torch.autograd.Function):
                 even = pcc.mul_(0.25 * weight_r * share)
                 even.addcmul_(p, r * share, value=-0.5 * weight_r)
                 odd = pc.mul_(weight_r * share)
-            for x, grad, weight, sign in zip(ends, grads or ends, weights, (1, -1), strict=True):
+            for x, grad, factor, sign in zip(ends, grads or ends, factors, (1, -1), strict=True):
                 log_p = torch.log_softmax(x, -1, out=t)
                 loss = -log_p.gather(-1, y_n)
                 if label_smoothing:
@@ -152,7 +161,7 @@ class CrossEntropyPair(torch.autograd.Function):
                     loss = (1 - label_smoothing) * loss + label_smoothing * flat
                 values.append(torch.where(share > 0, loss * share, 0.0).sum())
                 if wants_grad:
-                    scale, of_r = weight * share, torch.add(even, odd, alpha=sign, out=p)
+                    scale, of_r = factor * share, torch.add(even, odd, alpha=sign, out=p)
                     torch.addcmul(of_r, log_p.exp_(), scale, out=grad[here])
                     grad[here].scatter_add_(-1, y_n, (label_smoothing - 1) * scale)
                     if label_smoothing:
@@ -169,7 +178,6 @@ class CrossEntropyPair(torch.autograd.Function):
         return result  # type: ignore[return-value]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         """Scale the gradient that is known already.
 
@@ -179,7 +187,16 @@ class CrossEntropyPair(torch.autograd.Function):
 
         Returns:
             The gradients in the two tensors of logits, and None for the rest.
+
+        Raises:
+            InputError: If a second derivative is wanted, for which nothing has been kept.
         """
+        if torch.is_grad_enabled():  # that is, create_graph=True
+            raise InputError(
+                "the loss of the default method is computed in one sweep, which can be "
+                "differentiated once. For create_graph=True pass loss=CrossEntropy(fused=False), "
+                "with your options."
+            )
         grads = ctx.saved_tensors
         if not grad_total.is_cpu or grad_total != 1:
             grads = tuple(grad_total * grad for grad in grads)

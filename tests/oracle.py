@@ -122,9 +122,7 @@ def _cross_entropy(ignore_index: int | None = None, smoothing: float = 0.0) -> S
             y.view(-1)[1] = ignore_index
         return y
 
-    loss: str | Loss = "cross_entropy"
-    if ignore_index is not None or smoothing:
-        loss = CrossEntropy(-100 if ignore_index is None else ignore_index, smoothing)
+    loss = CrossEntropy(-100 if ignore_index is None else ignore_index, smoothing, class_dim=-1)
     return Spec(
         loss,
         mean,
@@ -243,7 +241,7 @@ def batch_mask() -> Case:
     return Case(model, torch.randn(4, 2, dtype=torch.float64), net, ((1, 4),), (0.3,))
 
 
-def locked_rnn(batch: int = 2, time: int = 3, width: int = 2) -> Case:
+def locked_rnn(batch: int = 2, time: int = 4, width: int = 2) -> Case:
     """Locked masks before and after a recurrent layer."""
     model = _module(
         lambda m, tokens: m.decode(m.d1(m.rnn(m.d0(m.embed(tokens)))[0])),
@@ -319,7 +317,7 @@ def embedding_rows() -> Case:
     def net(w: Mapping[str, Tensor], tokens: Tensor, etas: Sequence[Tensor]) -> Tensor:
         return _lin(w, "b", (w["e.weight"] * (1 + etas[0]))[tokens].tanh())
 
-    return Case(model, torch.tensor([[0, 1, 1], [3, 1, 0]]), net, ((4, 1),), (0.15,))
+    return Case(model, torch.tensor([[0, 1, 1, 2], [3, 1, 0, 1]]), net, ((4, 1),), (0.15,))
 
 
 def batch_norm() -> Case:
@@ -419,12 +417,12 @@ def attention() -> Case:
     def net(w: Mapping[str, Tensor], x: Tensor, etas: Sequence[Tensor]) -> Tensor:
         q, k, v = _lin(w, "qkv", x).chunk(3, -1)
         scores = torch.einsum("bid,bjd->bij", q, k) / math.sqrt(2)
-        scores = scores + torch.full((3, 3), -math.inf, dtype=torch.float64).triu(1)
+        scores = scores + torch.full((4, 4), -math.inf, dtype=torch.float64).triu(1)
         weights = scores.softmax(-1) * (1 + etas[0])
         return _lin(w, "b", x + torch.einsum("bij,bjd->bid", weights, v))
 
-    x = torch.randn(2, 3, 2, dtype=torch.float64)
-    return Case(model, x, net, ((2, 3, 3),), (0.3,))
+    x = torch.randn(2, 4, 2, dtype=torch.float64)
+    return Case(model, x, net, ((2, 4, 4),), (0.3,))
 
 
 def lstm() -> Case:
@@ -454,8 +452,8 @@ def lstm() -> Case:
     def net(w: Mapping[str, Tensor], x: Tensor, etas: Sequence[Tensor]) -> Tensor:
         return _lin(w, "b", layer(w, 1, layer(w, 0, x) * (1 + etas[0])))
 
-    x = torch.randn(2, 3, 2, dtype=torch.float64)
-    return Case(model, x, net, ((2, 3, 2),), (0.2,))
+    x = torch.randn(2, 4, 2, dtype=torch.float64)
+    return Case(model, x, net, ((2, 4, 2),), (0.2,))
 
 
 BUILDERS: dict[str, Callable[[], Case]] = {
@@ -480,7 +478,7 @@ BUILDERS: dict[str, Callable[[], Case]] = {
 # At most eight noise coordinates each.
 TINY: dict[str, Callable[[], Case]] = {
     "own masks": lambda: _tanh_network((2, 1)),
-    "locked": lambda: locked_rnn(batch=1, time=3, width=3),
+    "locked": lambda: locked_rnn(batch=1, time=4, width=3),
     "channel": lambda: channels(batch=2),
     "one mask for the batch": batch_mask,
     "weights": drop_connect,

@@ -156,11 +156,12 @@ def test_lazy_parameters() -> None:
 BAD_TARGETS: dict[str, tuple[Tensor, str]] = {
     "too few": (Y[:5], r"integer class labels of shape \(6,\).*of shape \(5,\)"),
     "one more dimension": (Y[:, None], r"of shape \(6,\) .*of shape \(6, 1\)"),
-    "probabilities": (torch.full((6, 3), 1 / 3), r"integer class labels.*torch\.float32"),
+    "probabilities of other classes": (torch.full((6, 4), 0.25), r"integer class labels.*float32"),
+    "negative probabilities": (torch.tensor([[2.0, -1.0, 0.0]] * 6), "must not be negative"),
+    "truth values": (Y.bool(), r"integer class labels.*torch\.bool"),
     "floats": (Y.float(), r"integer class labels.*torch\.float32 of shape \(6,\)"),
     "too large": (Y + 1, r"between 1 and 3, but the logits have 3 classes"),
     "negative": (Y - 1, r"between -1 and 1, but the logits have 3 classes"),
-    "all ignored": (torch.full((6,), -100), "every target is ignore_index"),
 }
 
 
@@ -199,8 +200,15 @@ def test_one_logit_for_cross_entropy() -> None:
 
 @pytest.mark.parametrize("method", dropreg.ExplicitMethod, ids=str)
 def test_targets_of_every_method(method: str) -> None:
-    with pytest.raises(errors.InputError, match="integer class labels"):
-        dropreg.explicit_regularizer(network(), X, targets=Y[:5], method=method)
+    for targets in (Y[:5], Y > 0):
+        with pytest.raises(errors.InputError, match="integer class labels"):
+            dropreg.explicit_regularizer(network(), X, targets=targets, method=method)
+
+
+@with_a_loss
+def test_an_empty_batch(call: str) -> None:
+    with pytest.raises(errors.InputError, match="the batch is empty"):
+        CALLS[call](network(), X[:0], Y[:0])
 
 
 @pytest.mark.parametrize("method", [m for m in dropreg.ExplicitMethod if m.needs_targets], ids=str)
@@ -214,9 +222,10 @@ def test_missing_targets(method: str) -> None:
 
 @with_a_loss
 def test_unknown_loss(call: str) -> None:
-    message = r"loss 'crossentropy' is unknown\. Choose one of 'cross_entropy'"
-    with pytest.raises(errors.InputError, match=message):
-        CALLS[call](network(), loss="crossentropy")
+    for loss in ("crossentropy", {}, None, 3):
+        message = rf"loss {loss!r} is unknown\. Choose one of 'cross_entropy'"
+        with pytest.raises(errors.InputError, match=message):
+            CALLS[call](network(), loss=loss)
 
 
 def test_unknown_loss_is_told_at_once() -> None:

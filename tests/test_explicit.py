@@ -504,13 +504,13 @@ def count_passes(case: Case, spec: Spec, y: Tensor) -> int:
     [
         ("tanh_network", "cross_entropy", 3),  # a pass a class: the 4 examples share it
         ("many_dims", "cross_entropy", 3),  # so do all 2 x 1 x 3 positions
-        ("locked_rnn", "cross_entropy", 3 * 3),  # time steps share a mask
+        ("locked_rnn", "cross_entropy", 3 * 4),  # time steps share a mask
         ("channels", "cross_entropy", 3),
         ("batch_mask", "cross_entropy", 4 * 3),
         ("batch_norm", "cross_entropy", 4 * 3),
         ("drop_connect", "squared_error", 4 * 3),
         ("tanh_network", "squared_error", 3),  # here every entry is a term, and its root one column
-        ("lstm", "cross_entropy", 3 * 3),
+        ("lstm", "cross_entropy", 3 * 4),
     ],
 )
 def test_terms_with_no_mask_value_in_common_share_a_pass(

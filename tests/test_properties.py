@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from oracle import SPECS, Case
 from torch import Tensor, nn
 
-from dropreg import explicit_regularizer, shared_dropout
+from dropreg import CrossEntropy, explicit_regularizer, shared_dropout
 
 CLASSES = 3
+
+# A batch may have as many positions as classes.
+LAST = CrossEntropy(class_dim=-1)
 
 
 class Net(nn.Module):
@@ -85,10 +88,10 @@ def test_every_sample_of_a_quadratic_form_is_not_negative(
 
 @given(case=cases(), shift=st.floats(-50, 50))
 def test_a_constant_added_to_all_logits_changes_nothing(case: Case, shift: float) -> None:
-    before = explicit_regularizer(case.model, case.inputs)
+    before = explicit_regularizer(case.model, case.inputs, loss=LAST)
     with torch.no_grad():
         case.model.b.bias.add_(shift)
-    torch.testing.assert_close(explicit_regularizer(case.model, case.inputs), before)
+    torch.testing.assert_close(explicit_regularizer(case.model, case.inputs, loss=LAST), before)
 
 
 @given(seed=st.integers(0, 1000), order=st.permutations(range(4)), p=st.floats(0.01, 0.95))
@@ -96,7 +99,7 @@ def test_the_order_of_the_batch_does_not_matter(seed: int, order: list[int], p: 
     case = case_of((4,), (), p, seed)
     torch.testing.assert_close(
         explicit_regularizer(case.model, case.inputs[order]),
-        explicit_regularizer(case.model, case.inputs),
+        explicit_regularizer(case.model, case.inputs, loss=LAST),
     )
 
 
@@ -104,9 +107,9 @@ def test_the_order_of_the_batch_does_not_matter(seed: int, order: list[int], p: 
 def test_one_site_scales_with_the_variance(case: Case, p: float) -> None:
     """R / (q/(1-q)) does not depend on q."""
     (old,) = case.ps
-    before = explicit_regularizer(case.model, case.inputs) / (old / (1 - old))
+    before = explicit_regularizer(case.model, case.inputs, loss=LAST) / (old / (1 - old))
     case.model.p = p
-    after = explicit_regularizer(case.model, case.inputs) / (p / (1 - p))
+    after = explicit_regularizer(case.model, case.inputs, loss=LAST) / (p / (1 - p))
     torch.testing.assert_close(before, after)
 
 
@@ -114,9 +117,9 @@ def test_one_site_scales_with_the_variance(case: Case, p: float) -> None:
 def test_a_batch_is_the_mean_of_its_examples(seed: int, leading: list[int]) -> None:
     """Where each example has masks of its own."""
     case = case_of(tuple(leading), (), 0.4, seed)
-    parts = [explicit_regularizer(case.model, x[None]) for x in case.inputs]
+    parts = [explicit_regularizer(case.model, x[None], loss=LAST) for x in case.inputs]
     torch.testing.assert_close(
-        explicit_regularizer(case.model, case.inputs), torch.stack(parts).mean()
+        explicit_regularizer(case.model, case.inputs, loss=LAST), torch.stack(parts).mean()
     )
 
 
@@ -127,7 +130,7 @@ def test_float32_agrees_with_float64(method: str) -> None:
     for dtype in (torch.float64, torch.float32):
         case = oracle.build(oracle.lstm)
         model, x = case.model.to(dtype), case.inputs.to(dtype)
-        y = torch.tensor([[0, 1, 2], [2, 1, 0]])
+        y = torch.tensor([[0, 1, 2, 1], [2, 1, 0, 0]])
         value = explicit_regularizer(
             model, x, targets=y, method=method, generator=torch.Generator().manual_seed(0)
         )
