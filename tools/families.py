@@ -1,0 +1,148 @@
+"""Try the library on model families of other packages, and make the page that lists them.
+
+The models, the reference and the comparison lie in `tests/families/`. They run in an environment of
+their own, with the extra `families`: what it brings is heavy, and nobody else needs it.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tools import ROOT, pins
+
+PAGE = "book/reference/families"
+FOLDER = ROOT / "tests" / "families"
+ROWS = FOLDER / "rows.json"
+ENVIRONMENT = ROOT / ".venv-families"
+
+INTRODUCTION = """\
+# Families of models
+
+Does the library compute the right thing for the model that you have? Each row is a model of a package that people use, with random weights
+and as small as its configuration allows. In float64 the methods are held to a reference that shares no code with the library: the mask of
+every dropout is replaced by $1 + \\eta$ where PyTorch draws it, and from there the definitions are spelt out, with the full Jacobian of the
+logits in all $\\eta$ and an explicit $H_{\\text{out}}$. Gradients are compared along a random direction of all the parameters, with central
+differences of the reference's value.
+
+Compared are `explicit_regularizer` by "exact", "jvp", "central" and "sampled_labels", `implicit_noise` by "analytic" and "central", and the
+loss of `replace_dropout` by "central" and "even\\_odd", each with the gradient. Everything is within $10^{-6}$ of the reference, relative, and
+the central differences, taken at a step of $10^{-6}$, within $10^{-5}$; the mean of %(draws)s draws of "sampled_labels" is within 4 standard errors.
+"""
+METHODS = 8
+
+
+def environment() -> Path:
+    """The Python of the environment, which is made if it is not what it should be."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    constraints = ROOT / "requirements.txt"
+    asked = (sys.version, constraints.read_text("utf-8"), project["optional-dependencies"])
+    wanted = hashlib.sha256(repr(asked).encode()).hexdigest()
+    stamp, python = ENVIRONMENT / "installed-for.txt", ENVIRONMENT / "bin" / "python"
+    if not stamp.is_file() or stamp.read_text() != wanted:
+        print(f"==> Making {ENVIRONMENT.name} (once; a few minutes)", flush=True)
+        subprocess.run((sys.executable, "-m", "venv", "--clear", ENVIRONMENT), check=True)
+        pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-qq")
+        extra = f"{ROOT}[{pins.OF_ITS_OWN}]"
+        subprocess.run((*pip, "--constraint", constraints, "--editable", extra), check=True)
+        stamp.write_text(wanted)
+    return python
+
+
+def page(record: dict[str, Any]) -> str:
+    """The page, in Markdown.
+
+    Args:
+        record: What `tests/families/run_families.py` has written.
+
+    Returns:
+        The page.
+    """
+    made, rows = record["made"], record["rows"]
+    versions = ", ".join(sorted({f"{r['package']} {r['version']}" for r in rows}))
+    how = (
+        f"This page is made by `make families`; the last time with Python {made['python']}, "
+        f"{versions}."
+    )
+    table = [
+        "| family | package | sites | outcome | largest relative error |",
+        "|---|---|---:|---|---:|",
+        *(_line(row) for row in rows),
+    ]
+    refused = [line for row in rows for line in _refusals(row)]
+    return (
+        "\n".join(
+            [
+                INTRODUCTION % {"draws": made["draws"]},
+                how,
+                "",
+                "## What agrees",
+                "",
+                *table,
+                "",
+                "## What is refused, with which words",
+                "",
+                "A model that is refused is refused before it is trained, by an error that says what to do instead.",
+                "",
+                *refused,
+            ]
+        ).rstrip()
+        + "\n"
+    )
+
+
+def _line(row: dict[str, Any]) -> str:
+    errors = {name: e for name, e in row["errors"].items() if name != "sampled_labels"}
+    outcome = row["verdict"]
+    if row["verdict"].startswith("agrees"):
+        count = len(row["errors"])
+        outcome = "agrees" if count == METHODS else f"{count} of {METHODS} methods agree"
+    sites = "" if row["sites"] is None else row["sites"]
+    worst = _power(max(errors.values())) if errors else ""
+    return f"| {_plain(row['family'])} | {row['package']} | {sites} | {outcome} | {worst} |"
+
+
+def _refusals(row: dict[str, Any]) -> Iterator[str]:
+    for refusal in row["refused"]:
+        methods = refusal["methods"]
+        which = "" if not row["errors"] else f", by {', '.join(map(_plain, methods))}"
+        yield f"**{_plain(row['family'])}** ({row['package']}){which}:"
+        yield f"> {_plain(refusal['words'])}"
+        yield ""
+
+
+def _power(error: float) -> str:
+    digit, exponent = f"{error:.0e}".split("e")
+    return f"${digit} \\cdot 10^{{{int(exponent)}}}$"
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is taken for Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>#|$~])", r"\\\1", " ".join(text.split()))
+
+
+def main() -> None:
+    """Run the families, and write the page when all of them ran."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("only", nargs="*", metavar="WORD", help="of names; then nothing is written")
+    parser.add_argument("--python", type=Path, help="of an environment that has the packages")
+    options = parser.parse_args()
+    command = [options.python or environment(), FOLDER / "run_families.py", *options.only]
+    settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    status = subprocess.run(command, cwd=ROOT, env=os.environ | settings).returncode
+    if not options.only:
+        record = json.loads(ROWS.read_text("utf-8"))
+        (ROOT / f"{PAGE}.md").write_text(page(record), "utf-8")
+        print(f"==> {PAGE}.md")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
