@@ -26,15 +26,20 @@ ENVIRONMENT = ROOT / ".venv-families"
 INTRODUCTION = """\
 # Families of models
 
-Does the library compute the right thing for the model that you have? Each row is a model of a package that people use, with random weights
-and as small as its configuration allows. In float64 the methods are held to a reference that shares no code with the library: the mask of
-every dropout is replaced by $1 + \\eta$ where PyTorch draws it, and from there the definitions are spelt out, with the full Jacobian of the
-logits in all $\\eta$ and an explicit $H_{\\text{out}}$. Gradients are compared along a random direction of all the parameters, with central
-differences of the reference's value.
+Does the library compute the right thing for the model that you have? Each row is a model of a
+package that people use, with random weights and as small as its configuration allows. In float64
+the methods are held to a reference that shares no code with the library: where PyTorch draws the
+mask of a dropout, $1 + \\eta$ is put in its place, and from there the definitions are spelt out,
+with the full Jacobian of the logits in all $\\eta$ and an explicit $H_{\\text{out}}$. A gradient
+is compared along a random direction of all the parameters, with central differences of the
+reference's value.
 
-Compared are `explicit_regularizer` by "exact", "jvp", "central" and "sampled_labels", `implicit_noise` by "analytic" and "central", and the
-loss of `replace_dropout` by "central" and "even\\_odd", each with the gradient. Everything is within $10^{-6}$ of the reference, relative, and
-the central differences, taken at a step of $10^{-6}$, within $10^{-5}$; the mean of %(draws)s draws of "sampled_labels" is within 4 standard errors.
+Compared are `explicit_regularizer` by "exact", "jvp", "central" and "sampled\\_labels",
+`implicit_noise` by "analytic" and "central", and the loss of `replace_dropout` by "central" and
+"even\\_odd", each but "sampled\\_labels" with its gradient. *Agrees* means: within $10^{-6}$ of the
+reference, relative; within $10^{-5}$ for "central", taken with a step of $10^{-6}$; and for the
+mean of %(draws)s draws of "sampled\\_labels", within 4 standard errors. The sites and their
+probabilities are those of the masks that a pass draws, and the parameters are left as they were.
 """
 METHODS = 8
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from tools import ROOT
 
-
 OF_ITS_OWN = "families"
 """The extra that has an environment of its own; see `tools.families`."""
 

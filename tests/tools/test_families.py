@@ -1,0 +1,64 @@
+"""The page of model families: what was recorded, of every family that is declared."""
+
+import json
+import runpy
+import sys
+
+import pytest
+
+from tools import ROOT, families
+
+RECORD = json.loads(families.ROWS.read_text("utf-8"))
+
+
+@pytest.fixture
+def declared(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(families.FOLDER), *sys.path])
+    return runpy.run_path(str(families.FOLDER / "families.py"))["FAMILIES"]
+
+
+def test_the_page_says_what_the_rows_say():
+    page = (ROOT / f"{families.PAGE}.md").read_text("utf-8")
+    assert page == families.page(RECORD), "make families"
+
+
+def test_each_declared_family_has_its_row(declared):
+    rows = [(row["package"], row["family"], row["expected"]) for row in RECORD["rows"]]
+    assert rows == [(each.package, each.name, each.expected) for each in declared], "make families"
+    assert len({each.name + each.package for each in declared}) == len(declared)
+
+
+@pytest.mark.parametrize("row", RECORD["rows"], ids=lambda row: f"{row['package']}-{row['family']}")
+def test_a_row_is_right_or_a_refusal(row):
+    assert row["wrong"] == row["crashed"] == []
+    assert row["verdict"] != "WRONG"
+    assert row["refused"] or len(row["errors"]) == families.METHODS
+    if row["expected"] == "refused":
+        assert row["verdict"] == "refused"
+
+
+def row(**changes):
+    plain = {"family": "A family", "package": "torch", "version": "2.13", "expected": "works"}
+    outcome = {"verdict": "agrees", "sites": 2, "refused": [], "wrong": [], "crashed": []}
+    return plain | outcome | {"errors": {"exact": 3e-9, "sampled_labels": 1.0}} | changes
+
+
+def page(**changes):
+    made = {"python": "3.11", "draws": 40}
+    return families.page({"made": made, "rows": [row(**changes)]})
+
+
+def test_a_row_counts_its_methods_and_shows_the_worst():
+    errors = {str(i): 1e-9 for i in range(7)} | {"sampled_labels": 1.0}
+    assert "| A family | torch | 2 | agrees | $1 \\cdot 10^{-9}$ |" in page(errors=errors)
+    assert "| A family | torch | 2 | 2 of 8 methods agree | $3 \\cdot 10^{-9}$ |" in page()
+
+
+def test_words_of_a_refusal_are_not_taken_for_markdown():
+    refused = [{"methods": ["jvp"], "words": "SomeError: use dropout_p\nor a*b|c <d>"}]
+    text = page(refused=refused, verdict="agrees, in part refused")
+    assert "**A family** (torch), by jvp:\n" in text
+    assert "> SomeError: use dropout\\_p or a\\*b\\|c \\<d\\>\n" in text
+    whole = page(refused=refused, verdict="refused", errors={}, sites=None)
+    assert "| A family | torch |  | refused |  |" in whole
+    assert "**A family** (torch):\n" in whole
