@@ -42,6 +42,12 @@ mean of %(draws)s draws of "sampled\\_labels", within 4 standard errors. The sit
 probabilities are those of the masks that a pass draws, and the parameters are left as they were.
 """
 METHODS = 8
+REFUSED = {
+    "NeverSupportedError": "Refused for good",
+    "NotYetSupportedError": "Refused so far",
+    "": "Refused for another reason",
+}
+"""Headings for the names of errors."""
 
 
 def environment() -> Path:
@@ -62,45 +68,30 @@ def environment() -> Path:
 
 
 def page(record: dict[str, Any]) -> str:
-    """The page, in Markdown.
-
-    Args:
-        record: What `tests/families/run_families.py` has written.
-
-    Returns:
-        The page.
-    """
+    """The page, in Markdown, of what `tests/families/run_families.py` has written."""
     made, rows = record["made"], record["rows"]
     versions = ", ".join(sorted({f"{r['package']} {r['version']}" for r in rows}))
     how = (
         f"This page is made by `make families`; the last time with Python {made['python']}, "
         f"{versions}."
     )
-    table = [
+    lines = [
+        INTRODUCTION % {"draws": made["draws"]},
+        how,
+        "",
+        "## What agrees",
+        "",
         "| family | package | sites | outcome | largest relative error |",
         "|---|---|---:|---|---:|",
         *(_line(row) for row in rows),
+        "",
+        "*Refused* means: by an error that says what to do, before anything is trained. Its words:",
+        "",
     ]
-    refused = [line for row in rows for line in _refusals(row)]
-    return (
-        "\n".join(
-            [
-                INTRODUCTION % {"draws": made["draws"]},
-                how,
-                "",
-                "## What agrees",
-                "",
-                *table,
-                "",
-                "## What is refused, with which words",
-                "",
-                "A model that is refused is refused before it is trained, by an error that says what to do instead.",
-                "",
-                *refused,
-            ]
-        ).rstrip()
-        + "\n"
-    )
+    for error, heading in REFUSED.items():
+        refusals = [line for row in rows for line in _refusals(row, error)]
+        lines += [f"## {heading}", "", *refusals] if refusals else []
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -114,8 +105,10 @@ def _line(row: dict[str, Any]) -> str:
     return f"| {_plain(row['family'])} | {row['package']} | {sites} | {outcome} | {worst} |"
 
 
-def _refusals(row: dict[str, Any]) -> Iterator[str]:
+def _refusals(row: dict[str, Any], error: str) -> Iterator[str]:
     for refusal in row["refused"]:
+        if next(e for e in REFUSED if refusal["words"].startswith(e)) != error:
+            continue
         methods = refusal["methods"]
         which = "" if not row["errors"] else f", by {', '.join(map(_plain, methods))}"
         yield f"**{_plain(row['family'])}** ({row['package']}){which}:"

@@ -289,11 +289,48 @@ def distilbert() -> Case:
     return ready(DistilBertForSequenceClassification(config), words())
 
 
+@family("ALBERT, shared layers", "transformers")
+def albert() -> Case:
+    from transformers import AlbertConfig, AlbertForSequenceClassification
+
+    config = AlbertConfig(**SMALL | {"num_hidden_layers": 2, "embedding_size": 4})
+    return ready(AlbertForSequenceClassification(config), words())
+
+
+@family("DeBERTa", "transformers")
+def deberta() -> Case:
+    from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+
+    config = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p", "p2c"])
+    return ready(DebertaV2ForSequenceClassification(config), words())
+
+
+@family("Llama, attention dropout", "transformers")
+def llama() -> Case:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, attention_dropout=0.2, use_cache=False,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    return ready(LlamaForCausalLM(config), words(), float64=True)
+
+
 def gpt2_model() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return GPT2LMHeadModel(
-        GPT2Config(vocab_size=11, n_positions=16, n_embd=8, n_layer=1, n_head=2, use_cache=False)
+        GPT2Config(
+            vocab_size=11,
+            n_positions=16,
+            n_embd=8,
+            n_layer=1,
+            n_head=2,
+            use_cache=False,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
     )
 
 
