@@ -1,37 +1,12 @@
-"""That the reference is right, and that the harness sees what is wrong: on plain PyTorch models.
+"""The reference of the model families, against closed forms and autograd."""
 
-The families of other packages run by `make families`; `tests/tools/test_families.py` looks at what
-it recorded.
-"""
-
-import os
-import signal
-
-import families
 import pytest
 import torch
-from compare import Case, Row, compare
+from compare import Case
 from reference import NotDescribed, Reference
-from run_families import as_json, run
 from torch import Tensor, nn
 
 P = 0.3
-
-
-def last(case: Case) -> Row:
-    *_, row = compare(case)
-    return row
-
-
-@pytest.mark.parametrize(
-    "build",
-    [families.lstm, families.multihead_attention, families.convolutional],
-    ids=lambda build: build.__name__,
-)
-def test_the_library_agrees_with_the_reference(build):
-    row = last(build())
-    assert (row.verdict, row.wrong, row.crashed) == ("agrees", [], [])
-    assert len(row.errors) == 8
 
 
 def linear() -> Case:
@@ -112,60 +87,3 @@ def test_what_the_reference_does_not_describe_it_says(kind, reason):
     model = Hidden(kind).double().train()
     with pytest.raises(NotDescribed, match=reason):
         Reference(model, torch.randn(4, 3, dtype=torch.float64))
-
-
-def test_what_is_not_described_has_to_be_refused():
-    row = last(Case(Hidden("noise").double().train(), torch.randn(4, 3, dtype=torch.float64)))
-    assert row.verdict == "refused"
-    assert set(row.refused) == {"find_sites", "exact", "analytic noise", "replace_dropout"}
-
-
-def test_another_probability_and_another_weight_are_seen():
-    case = linear()
-    torch.manual_seed(0)
-    other = nn.Sequential(nn.Dropout(P + 0.1), nn.Linear(3, 3)).double().train()
-    row = last(Case(case.model, case.inputs, other))
-    assert row.verdict == "WRONG"
-    assert any(line.startswith("find_sites found") for line in row.wrong)
-    assert any(line.startswith("exact") for line in row.wrong)
-    with torch.no_grad():
-        other[0].p = P
-        other[1].weight[0, 0] += 1e-4
-    named = {line.partition(":")[0] for line in last(Case(case.model, case.inputs, other)).wrong}
-    assert named >= {"exact", "jvp", "central", "analytic noise", "central noise", "even_odd"}
-
-
-class Gates(nn.Module):
-    """Raises where it is told to."""
-
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.kind, self.passes, self.layers = kind, 0, linear().model
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
-        if self.passes > 30 and self.kind == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.passes > 30 and self.kind == "raises":
-            raise RuntimeError("too often")
-        return self.layers(x)
-
-
-@pytest.mark.parametrize(("kind", "word"), [("killed", "signal 9 after"), ("raises", "too often")])
-def test_a_family_that_crashes_is_a_row(kind, word):
-    def build() -> Case:
-        return Case(Gates(kind).double().train(), linear().inputs)
-
-    row = as_json(families.Family("a family", "torch", build), run(families.Family("", "", build)))
-    assert row["verdict"] == "CRASH"
-    assert any(word in line for line in row["crashed"])
-    assert row["sites"] == 1
-
-
-def test_a_family_that_cannot_be_built_is_a_row(capfd):
-    def build() -> Case:
-        raise ImportError("no such package")
-
-    row = run(families.Family("a family", "torch", build))
-    assert (row.verdict, row.crashed) == ("CRASH", ["ImportError: no such package"])
-    assert "no such package" in capfd.readouterr().err
