@@ -70,7 +70,7 @@ def environment() -> Path:
 def page(record: dict[str, Any]) -> str:
     """The page, in Markdown, of what `tests/families/run_families.py` has written."""
     made, rows = record["made"], record["rows"]
-    versions = ", ".join(sorted({f"{r['package']} {r['version']}" for r in rows}))
+    versions = ", ".join(sorted({f"{_plain(r['package'])} {r['version']}" for r in rows}))
     how = (
         f"This page is made by `make families`; the last time with Python {made['python']}, "
         f"{versions}."
@@ -79,10 +79,10 @@ def page(record: dict[str, Any]) -> str:
         INTRODUCTION % {"draws": made["draws"]},
         how,
         "",
-        "## What agrees",
+        "## Outcomes",
         "",
-        "| family | package | sites | outcome | largest relative error |",
-        "|---|---|---:|---|---:|",
+        "| family | outcome | largest relative error | sites | package |",
+        "|---|---|---:|---:|---|",
         *(_line(row) for row in rows),
         "",
         "*Refused* means: by an error that says what to do, before anything is trained. Its words:",
@@ -102,7 +102,8 @@ def _line(row: dict[str, Any]) -> str:
         outcome = "agrees" if count == METHODS else f"{count} of {METHODS} methods agree"
     sites = "" if row["sites"] is None else row["sites"]
     worst = _power(max(errors.values())) if errors else ""
-    return f"| {_plain(row['family'])} | {row['package']} | {sites} | {outcome} | {worst} |"
+    package = _plain(row["package"])
+    return f"| {_plain(row['family'])} | {outcome} | {worst} | {sites} | {package} |"
 
 
 def _refusals(row: dict[str, Any], error: str) -> Iterator[str]:
@@ -111,7 +112,7 @@ def _refusals(row: dict[str, Any], error: str) -> Iterator[str]:
             continue
         methods = refusal["methods"]
         which = "" if not row["errors"] else f", by {', '.join(map(_plain, methods))}"
-        yield f"**{_plain(row['family'])}** ({row['package']}){which}:"
+        yield f"**{_plain(row['family'])}** ({_plain(row['package'])}){which}:"
         yield f"> {_plain(refusal['words'])}"
         yield ""
 
@@ -122,8 +123,8 @@ def _power(error: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which nothing is taken for Markdown."""
-    return re.sub(r"([\\`*_{}\[\]<>#|$~])", r"\\\1", " ".join(text.split()))
+    """Text in which nothing is taken for Markdown, and no `torch.no_grad` for an address."""
+    return re.sub(r"([\\`*_{}\[\]<>#|$~]|(?<=\w)\.(?=\w))", r"\\\1", " ".join(text.split()))
 
 
 def main() -> None:

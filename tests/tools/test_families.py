@@ -69,17 +69,19 @@ def page(**changes):
 
 def test_a_row_counts_its_methods_and_shows_the_worst():
     errors = {str(i): 1e-9 for i in range(7)} | {"sampled_labels": 1.0}
-    assert "| A family | torch | 2 | agrees | $1 \\cdot 10^{-9}$ |" in page(errors=errors)
-    assert "| A family | torch | 2 | 2 of 8 methods agree | $3 \\cdot 10^{-9}$ |" in page()
+    assert "| A family | agrees | $1 \\cdot 10^{-9}$ | 2 | torch |" in page(errors=errors)
+    assert "| A family | 2 of 8 methods agree | $3 \\cdot 10^{-9}$ | 2 | torch |" in page()
 
 
 def test_words_of_a_refusal_are_not_taken_for_markdown():
-    refused = [{"methods": ["jvp"], "words": "SomeError: use dropout_p\nor a*b|c <d>"}]
+    refused = [
+        {"methods": ["jvp"], "words": "SomeError: use dropout_p\nor a*b|c <d>, torch.no_grad."}
+    ]
     text = page(refused=refused, verdict="agrees, in part refused")
     assert "**A family** (torch), by jvp:\n" in text
-    assert "> SomeError: use dropout\\_p or a\\*b\\|c \\<d\\>\n" in text
+    assert "> SomeError: use dropout\\_p or a\\*b\\|c \\<d\\>, torch\\.no\\_grad.\n" in text
     whole = page(refused=refused, verdict="refused", errors={}, sites=None)
-    assert "| A family | torch |  | refused |  |" in whole
+    assert "| A family | refused |  |  | torch |" in whole
     assert "**A family** (torch):\n" in whole
 
 
