@@ -85,6 +85,7 @@ def page(record: dict[str, Any]) -> str:
         "|---|---|---:|---:|---|",
         *(_line(row) for row in rows),
         "",
+        *(line for row in rows for line in _not_compared(row)),
         "*Refused* means: by an error that says what to do, before anything is trained. Its words:",
         "",
     ]
@@ -104,6 +105,13 @@ def _line(row: dict[str, Any]) -> str:
     worst = _power(max(errors.values())) if errors else ""
     package = _plain(row["package"])
     return f"| {_plain(row['family'])} | {outcome} | {worst} | {sites} | {package} |"
+
+
+def _not_compared(row: dict[str, Any]) -> Iterator[str]:
+    for method, reason in row["not_compared"].items():
+        which = f"Not compared: {_plain(row['family'])} ({_plain(row['package'])})"
+        yield f"{which}, by {_plain(method)}, as {_plain(reason)}."
+        yield ""
 
 
 def _refusals(row: dict[str, Any], error: str) -> Iterator[str]:

@@ -53,6 +53,7 @@ class Row:
         errors: For each method that was compared, its error over its tolerance's unit: relative,
             or for "sampled_labels" in standard errors.
         refused: For each method that was refused, the error's name and words.
+        not_compared: For each method that the reference does not describe here, the reason.
         wrong: What does not agree, in words.
         crashed: Errors that are not the library's own, in words.
     """
@@ -60,6 +61,7 @@ class Row:
     sites: int | None = None
     errors: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    not_compared: dict[str, str] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     crashed: list[str] = field(default_factory=list)
 
@@ -151,6 +153,8 @@ def _attempt(name: str, call: Callable[[], Any], row: Row) -> Any:
         return call()
     except DropregError as error:
         row.refused[name] = f"{type(error).__name__}: {error}"
+    except NotDescribed as reason:
+        row.not_compared[name] = str(reason)
     except OtherMasks as error:
         row.wrong.append(f"{name}: {error}")
     except Exception as error:
@@ -202,13 +206,14 @@ def _checks(
         """Compare the value, and the gradient along a direction of all the parameters."""
 
         def check() -> tuple[float, float]:
+            expected = float(value().detach())
             model.zero_grad()
             got = ours()
             got.backward()  # as in training: some activation checkpoints allow nothing else
             pairs = zip(weights, direction, strict=True)
             along = sum(float((w.grad * d).sum()) for w, d in pairs if w.grad is not None)
             errors = (
-                _relative(float(got.detach()), float(value().detach())),
+                _relative(float(got.detach()), expected),
                 _relative(along, reference.along(direction, value)),
             )
             return max(errors), tolerance

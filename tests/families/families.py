@@ -103,7 +103,7 @@ def gru() -> Case:
 
 @family("nn.MultiheadAttention")
 def multihead_attention() -> Case:
-    x = numbers(2, 3, 4)
+    x = numbers(2, 4, 4)
     body = nn.MultiheadAttention(4, 2, dropout=0.2, batch_first=True)
     return ready(Decoded(body, 4), (x, x, x))
 
@@ -120,7 +120,7 @@ def transformer_encoder() -> Case:
         4, 2, 8, 0.2, activation="gelu", batch_first=True, norm_first=True
     )
     body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    return ready(Decoded(body, 4), numbers(2, 3, 4))
+    return ready(Decoded(body, 4), numbers(2, 4, 4))
 
 
 @family("ResNet block with batch norm and nn.Dropout2d")

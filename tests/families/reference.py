@@ -66,7 +66,7 @@ def dropout_by_hand(noise: Callable[[int, Drawn], Tensor]) -> Iterator[list[Draw
         return mask.copy_(keep * (1 + noise(len(drawn) - 1, drawn[-1])))
 
     with warnings.catch_warnings(), torch.library._scoped_library("aten", "IMPL") as library:
-        warnings.filterwarnings("ignore", "Warning only once for all operators")
+        warnings.filterwarnings("ignore", r"(?s).*verriding a previously registered kernel")
         library.impl("bernoulli_.float", bernoulli_, "AutogradCPU")
         yield drawn
 
@@ -153,8 +153,18 @@ class Reference:
         ]
 
     def logits(self, etas: Sequence[Tensor]) -> Tensor:
-        """The logits under a noise."""
-        with dropout_by_hand(lambda index, _: etas[index]):
+        """The logits under a noise.
+
+        Raises:
+            NotDescribed: If the noise changes which masks are drawn, as routing to experts does.
+        """
+
+        def noise(index: int, mask: Drawn) -> Tensor:
+            if mask not in self.drawn[index : index + 1]:
+                raise NotDescribed("at full strength the noise changes the way through the model")
+            return etas[index]
+
+        with dropout_by_hand(noise):
             return self._run()
 
     def loss(self, etas: Sequence[Tensor]) -> Tensor:

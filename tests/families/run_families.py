@@ -131,6 +131,8 @@ def main(words: list[str]) -> int:
             print(f"         {line}", flush=True)
         for text, methods in by_words(row.refused).items():
             print(f"         refused {', '.join(methods)}: {text}", flush=True)
+        for method, text in row.not_compared.items():
+            print(f"         not compared {method}: {text}", flush=True)
     failed = [row for row in rows if row["verdict"] in ("CRASH", "WRONG")]
     print(f"{len(rows)} families, of which {len(failed)} crashed or are wrong")
     if not words:

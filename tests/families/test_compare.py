@@ -5,7 +5,7 @@ import pytest
 import torch
 from compare import Case, Row, compare
 from test_reference import Hidden, P, linear
-from torch import nn
+from torch import Tensor, nn
 
 
 def last(case: Case) -> Row:
@@ -43,3 +43,23 @@ def test_another_probability_and_another_weight_are_seen():
         other[1].weight[0, 0] += 1e-4
     named = {line.partition(":")[0] for line in last(Case(case.model, case.inputs, other)).wrong}
     assert named >= {"exact", "jvp", "central", "analytic noise", "central noise", "even_odd"}
+
+
+class Routed(nn.Module):
+    """Drops once more where the noise is strong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.head = nn.Dropout(P), nn.Linear(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(x)
+        return self.head(self.drop(h) if (h - x).abs().max() > 0.1 else h)
+
+
+def test_a_way_that_full_noise_changes_is_not_compared_there():
+    x = torch.ones(2, 1, dtype=torch.float64)
+    row = last(Case(Routed().double().train(), x))
+    assert (row.wrong, row.crashed, row.refused) == ([], [], {})
+    assert set(row.not_compared) == {"even_odd"}
+    assert len(row.errors) == 7

@@ -52,13 +52,15 @@ def test_every_row_is_right_or_a_refusal():
     for row in RECORD["rows"]:
         if row["family"] not in OPEN:
             assert not row["wrong"] + row["crashed"]
-            assert row["refused"] or len(row["errors"]) == families.METHODS
+            compared = len(row["errors"]) + len(row["not_compared"])
+            assert row["refused"] or compared == families.METHODS
             assert row["expected"] == "works" or row["verdict"] == "refused"
 
 
 def row(**changes):
     plain = {"family": "A family", "package": "torch", "version": "2.13", "expected": "works"}
     outcome = {"verdict": "agrees", "sites": 2, "refused": [], "wrong": [], "crashed": []}
+    outcome |= {"not_compared": {}}
     return plain | outcome | {"errors": {"exact": 3e-9, "sampled_labels": 1.0}} | changes
 
 
@@ -71,6 +73,13 @@ def test_a_row_counts_its_methods_and_shows_the_worst():
     errors = {str(i): 1e-9 for i in range(7)} | {"sampled_labels": 1.0}
     assert "| A family | agrees | $1 \\cdot 10^{-9}$ | 2 | torch |" in page(errors=errors)
     assert "| A family | 2 of 8 methods agree | $3 \\cdot 10^{-9}$ | 2 | torch |" in page()
+
+
+def test_what_is_not_compared_is_said_with_the_reason():
+    text = page(not_compared={"even_odd": "the noise changes the way"})
+    assert (
+        "\nNot compared: A family (torch), by even\\_odd, as the noise changes the way.\n" in text
+    )
 
 
 def test_words_of_a_refusal_are_not_taken_for_markdown():
