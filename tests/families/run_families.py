@@ -5,6 +5,7 @@ Without words it writes `rows.json` beside this file, from which `tools.families
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -113,11 +114,18 @@ def main(words: list[str]) -> int:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     warnings.simplefilter("ignore")
     provide_operators()
+    titles = {f"{family.package}: {family.name}": family for family in FAMILIES}
+    chosen = {
+        title: family
+        for title, family in titles.items()
+        if not words or any(word.lower() in title.lower() for word in words)
+    }
+    # Imported once, for all processes; the first use of forward mode imports much, too.
+    for package in {family.package for family in chosen.values()}:
+        importlib.import_module(package)
+    torch.func.jvp(torch.sin, (torch.zeros(()),), (torch.ones(()),))
     rows = []
-    for family in FAMILIES:
-        title = f"{family.package}: {family.name}"
-        if words and not any(word.lower() in title.lower() for word in words):
-            continue
+    for title, family in chosen.items():
         begun = time.monotonic()
         row = run(family)
         rows.append(as_json(family, row))
