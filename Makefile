@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides assignments notebooks queue benchmark check test elsewhere colab links hooks pins lint clean
+.PHONY: help env book serve slides assignments notebooks queue benchmark check test elsewhere families colab links hooks pins lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -67,6 +67,9 @@ test: env ## everything that is tested, in some 25 minutes (ONLY="lint tests": s
 
 elsewhere: env ## execute the notebooks as on other processors, with two threads and with other seeds
 	@$(BIN)/python -m tools.elsewhere --workers $(WORKERS)
+
+families: env ## try the library on models of transformers, timm, …, for book/reference/families.md
+	@$(BIN)/python -m tools.families $(ONLY)
 
 colab: env ## run every notebook as Colab does: alone, the package installed by its first cell
 	@DROPREG_COLAB=all $(BIN)/pytest tests/colab

@@ -13,12 +13,16 @@ from pathlib import Path
 
 from tools import ROOT
 
+OF_ITS_OWN = "families"
+"""The extra that has an environment of its own; see `tools.families`."""
+
 
 def wanted(root: Path) -> list[str]:
-    """What the package and all its extras ask for."""
+    """What the package and all its extras ask for, but the one with its own environment."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = project["optional-dependencies"].values()
-    return [*project["dependencies"], *(line for extra in extras for line in extra)]
+    extras = project["optional-dependencies"]
+    lines = (line for name, extra in extras.items() if name != OF_ITS_OWN for line in extra)
+    return [*project["dependencies"], *lines]
 
 
 def main(root: Path = ROOT) -> None:

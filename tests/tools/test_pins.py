@@ -13,6 +13,7 @@ PROJECT = """\
 dependencies = ["Torch-like>=1"]
 [project.optional-dependencies]
 book = ["plots[nice]>=1"]
+families = ["not-to-be-found>=1"]
 """
 
 
