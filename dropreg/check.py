@@ -33,11 +33,11 @@ from torch import Tensor, nn
 
 from dropreg.control.buffers import scratch_buffers
 from dropreg.control.kernels import float32_precision, without_gradients
-from dropreg.control.passes import call_arguments, find_logits
+from dropreg.control.passes import Output, call_arguments
 from dropreg.errors import Choice, DropregError, InputError, ZeroProbabilityError
 from dropreg.explicit import ExplicitMethod, regularizer
 from dropreg.implicit import ImplicitMethod, noise_term
-from dropreg.losses import Loss
+from dropreg.losses import AnyLoss
 from dropreg.measure import Estimate
 from dropreg.noise import Law
 from dropreg.noisy_loss import NoisyLoss, Sampling, require_count
@@ -144,7 +144,8 @@ def check(
     inputs: Any,
     targets: Tensor,
     *,
-    loss: str | Loss = "cross_entropy",
+    loss: AnyLoss = "cross_entropy",
+    output: Output | None = None,
     mc_samples: int = 64,
     generator: torch.Generator | None = None,
 ) -> Report:
@@ -164,7 +165,9 @@ def check(
             finite differences, and are as they were afterwards, to the last bit.
         inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model.
         targets: Labels.
-        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
+        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
+            if None, see `dropreg.control.passes.find_logits`.
         mc_samples: Number of draws of each estimate, at least 20.
         generator: Source of randomness; the default generator if None. The model's own dropout
             draws from PyTorch's generators, whose states are set back.
@@ -191,7 +194,7 @@ def check(
             f"{_LEAST_SAMPLES}."
         )
     sampling = Sampling(mc_samples, generator=generator)  # looks at the generator
-    noisy = NoisyLoss(model, inputs, loss, targets)
+    noisy = NoisyLoss(model, inputs, loss, targets, output)
     if not noisy.sites:
         raise ZeroProbabilityError(
             "every dropout of the model has probability 0: nothing to check."
@@ -331,7 +334,7 @@ class _Check:
                 torch.cuda.manual_seed_all(self.seeds[0])
             for _ in self.seeds:
                 with scratch_buffers(self.noisy.model):
-                    logits = find_logits(self.noisy.model(*args, **kwargs))
+                    logits = self.noisy.pick(self.noisy.model(*args, **kwargs))
                 rows.append(self._along(self.noisy.mean(logits)))
         return torch.stack(rows)
 

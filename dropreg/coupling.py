@@ -33,9 +33,7 @@ def uncoupled(
     return list(itertools.product(*loops))
 
 
-def _coupled(
-    logits: Tensor, dim: int, pull_back: PullBack, weights: Sequence[Tensor]
-) -> bool:
+def _coupled(logits: Tensor, dim: int, pull_back: PullBack, weights: Sequence[Tensor]) -> bool:
     """Whether some noise coordinate acts on two different indices of a dimension."""
     # Any two indices differ in a binary digit. So for each digit the indices where it is 0 are set
     # against those where it is 1: log2(n) tests of two backward passes cover all pairs. With random

@@ -30,9 +30,10 @@ from dropreg.control.kernels import (
     refuse_static_graph,
     require_differentiable,
 )
+from dropreg.control.passes import Output
 from dropreg.coupling import PullBack, uncoupled
 from dropreg.errors import Choice, InputError
-from dropreg.losses import Loss, ratio
+from dropreg.losses import AnyLoss, Loss, ratio
 from dropreg.noise import Law, Sampler, sample
 from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, central_logits, half_quadratic
 from dropreg.probes import NoiseLeaves, Probe, clean
@@ -90,7 +91,8 @@ def explicit_regularizer(
     model: nn.Module,
     inputs: Any,
     *,
-    loss: str | Loss = "cross_entropy",
+    loss: AnyLoss = "cross_entropy",
+    output: Output | None = None,
     targets: Tensor | None = None,
     method: ExplicitMethod | str = "exact",
     mc_samples: int = 1,
@@ -104,7 +106,9 @@ def explicit_regularizer(
         model: Any model with dropout, in train mode; it is not changed.
         inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model, which
             may return logits (..., C), an object with `.logits`, or a tuple that begins with them.
-        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
+        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
+            if None, see `dropreg.control.passes.find_logits`.
         targets: Labels. Needed by "even_odd", "full_hessian", "monte_carlo" and both methods with
             the loss Jacobian; elsewhere they only serve to leave out positions that do not count.
         method: See `ExplicitMethod`.
@@ -130,7 +134,7 @@ def explicit_regularizer(
     >>> r = explicit_regularizer(model, torch.randn(5, 4))
     >>> r.backward()
     """
-    noisy = NoisyLoss(model, inputs, loss, targets)
+    noisy = NoisyLoss(model, inputs, loss, targets, output)
     return regularizer(noisy, method, Sampling(mc_samples, distribution, step, generator))
 
 

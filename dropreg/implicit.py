@@ -20,8 +20,9 @@ from dropreg.control.kernels import (
     refuse_static_graph,
     require_differentiable,
 )
+from dropreg.control.passes import Output
 from dropreg.errors import Choice
-from dropreg.losses import Loss
+from dropreg.losses import AnyLoss
 from dropreg.noise import Law, Sampler
 from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, central_logits
 
@@ -44,7 +45,8 @@ def implicit_noise(
     inputs: Any,
     targets: Tensor,
     *,
-    loss: str | Loss = "cross_entropy",
+    loss: AnyLoss = "cross_entropy",
+    output: Output | None = None,
     method: ImplicitMethod | str = "analytic",
     distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
@@ -69,7 +71,9 @@ def implicit_noise(
         model: Any model with dropout, in train mode; it is not changed.
         inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model.
         targets: Labels.
-        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
+        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
+            if None, see `dropreg.control.passes.find_logits`.
         method: See `ImplicitMethod`.
         distribution: Law of the noise; Bernoulli for "dropout_pair", else Rademacher, if None.
         step: Scale of the probe in "central"; see `dropreg.noisy_loss.DEFAULT_STEP`.
@@ -90,7 +94,7 @@ def implicit_noise(
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     >>> implicit_noise(model, torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0])).backward()
     """
-    noisy = NoisyLoss(model, inputs, loss, targets)
+    noisy = NoisyLoss(model, inputs, loss, targets, output)
     return noise_term(noisy, method, Sampling(1, distribution, step, generator))
 
 

@@ -1031,7 +1031,11 @@ _ALSO_CALLED = {
 }
 
 
-def resolve(loss: str | Loss | nn.Module | Function) -> Loss:
+AnyLoss = str | Loss | nn.Module | Function
+"""What `resolve` makes a `Loss` of: a name, a `Loss`, PyTorch's own module, or a function."""
+
+
+def resolve(loss: AnyLoss) -> Loss:
     """The loss that is meant.
 
     Args:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dropreg.control.kernels import without_gradients
+from dropreg.control.passes import Output
 from dropreg.errors import InputError
 from dropreg.implicit import noise_term
-from dropreg.losses import Loss
+from dropreg.losses import AnyLoss
 from dropreg.noise import Law, Sampler
 from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, require_count
 from dropreg.probes import clean
@@ -42,7 +43,8 @@ def measure_explicit(
     inputs: Any,
     targets: Tensor,
     *,
-    loss: str | Loss = "cross_entropy",
+    loss: AnyLoss = "cross_entropy",
+    output: Output | None = None,
     mc_samples: int = 1000,
     distribution: Law | str | Sampler = "bernoulli",
     generator: torch.Generator | None = None,
@@ -53,7 +55,9 @@ def measure_explicit(
         model: Any model with dropout, in train mode; it is not changed.
         inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model.
         targets: Labels.
-        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
+        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
+            if None, see `dropreg.control.passes.find_logits`.
         mc_samples: Number of masks, at least 2.
         distribution: Law of the noise.
         generator: Source of randomness; the default generator if None.
@@ -74,7 +78,7 @@ def measure_explicit(
     50
     """
     _require_two(mc_samples)
-    noisy = NoisyLoss(model, inputs, loss, targets)
+    noisy = NoisyLoss(model, inputs, loss, targets, output)
     sampling = Sampling(mc_samples, distribution, generator=generator)
     with without_gradients():
         base = noisy(clean)
@@ -88,7 +92,8 @@ def gradient_noise(
     inputs: Any,
     targets: Tensor,
     *,
-    loss: str | Loss = "cross_entropy",
+    loss: AnyLoss = "cross_entropy",
+    output: Output | None = None,
     method: str = "dropout",
     distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
@@ -106,7 +111,9 @@ def gradient_noise(
         model: Any model with dropout, in train mode; it and its ``.grad`` are not changed.
         inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model.
         targets: Labels.
-        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
+        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
+            if None, see `dropreg.control.passes.find_logits`.
         method: "dropout" for the gradient under one random mask, or an `ImplicitMethod`.
         distribution: Law of the noise; the method's own default if None.
         step: Scale of the probe in "central"; see `dropreg.noisy_loss.DEFAULT_STEP`.
@@ -131,7 +138,7 @@ def gradient_noise(
     """
     _require_two(mc_samples)
     params = [p for p in model.parameters() if p.requires_grad]
-    noisy = NoisyLoss(model, inputs, loss, targets)
+    noisy = NoisyLoss(model, inputs, loss, targets, output)
     sampling = Sampling(1, distribution, step, generator)
     basis = None if projections is None else _orthonormal_rows(projections, params)
     rows = []

@@ -8,6 +8,8 @@ clean, at :math:`\varepsilon = 1` with Bernoulli noise it is under dropout. The 
 from __future__ import annotations
 
 import math
+import warnings
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -19,11 +21,14 @@ from torch import Tensor, nn
 from dropreg import losses
 from dropreg.control.audit import audited
 from dropreg.control.kernels import float32_precision
-from dropreg.control.passes import call_arguments, find_logits, forward, require_sites
-from dropreg.errors import InputError, PrecisionError
+from dropreg.control.passes import Output, call_arguments, find_logits, forward, require_sites
+from dropreg.errors import InputError, PrecisionError, values_are_checked
 from dropreg.noise import Law, Sampler, sampler_of
 from dropreg.probes import Noise, Probe, clean, require_all_met
 from dropreg.sites import Site, Sites
+
+_COMPARED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models whose own loss has been held against the one that is trained."""
 
 
 class NoisyLoss:
@@ -31,6 +36,7 @@ class NoisyLoss:
 
     Attributes:
         output: What the model returned in the last pass.
+        pick: Picks the logits out of it.
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
     >>> loss = NoisyLoss(model, torch.randn(3, 4), "cross_entropy", torch.tensor([0, 1, 0]))
@@ -43,16 +49,21 @@ class NoisyLoss:
         self,
         model: nn.Module,
         inputs: Any,
-        loss: str | losses.Loss,
+        loss: losses.AnyLoss,
         targets: Tensor | None = None,
+        output: Output | None = None,
     ) -> None:
         """Bind model and batch.
 
         Args:
             model: The model, in train mode.
             inputs: A tensor, a tuple of positional or a dict of keyword arguments for it.
-            loss: Name of the loss, or a `dropreg.losses.Loss`.
+            loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
+        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
+            if None, see `dropreg.control.passes.find_logits`.
             targets: Labels; without them only the logits can be asked for.
+            output: Picks the logits out of what the model returns; if None, see
+                `dropreg.control.passes.find_logits`.
 
         Raises:
             InputError: If the loss is unknown.
@@ -67,7 +78,8 @@ class NoisyLoss:
         self.model, self.targets = model, targets
         self.output: Any = None
         self._arguments = call_arguments(inputs)
-        self._audit = audited(model, self._arguments)
+        self.pick = output or find_logits
+        self._audit = audited(model, self._arguments, self.pick)
 
     @property
     def sites(self) -> Sites:
@@ -110,8 +122,29 @@ class NoisyLoss:
             require_sites(self.model, control)
         require_all_met(noise)
         if not audit.has_met(control.sites):  # a schedule, or another way through the model
-            self._audit = audited(self.model, self._arguments, again=True)
-        return find_logits(self.output), control.sites
+            self._audit = audited(self.model, self._arguments, self.pick, again=True)
+        logits = find_logits(self.pick(self.output))
+        self._compare_losses(logits)
+        return logits, control.sites
+
+    def _compare_losses(self, logits: Tensor) -> None:
+        """Say so, once a model, if the model returns a loss of its own and it is another one."""
+        own = getattr(self.output, "loss", None)
+        if self.targets is None or not isinstance(own, Tensor) or own.numel() != 1:
+            return
+        if self.model in _COMPARED or not values_are_checked():
+            return
+        _COMPARED.add(self.model)
+        with torch.no_grad():
+            ours = float(self.mean(logits))
+        if abs(ours - float(own)) > 1e-2 * max(abs(ours), abs(float(own))):
+            warnings.warn(
+                f"the model returned a loss of its own, {float(own):.4g}, and the loss that is "
+                f"trained here is {ours:.4g} at the same logits. Causal language models shift "
+                "their labels: CrossEntropy(shift=True) does so. If the difference is meant, pass no "
+                "labels to the model.",
+                stacklevel=2,
+            )
 
     def __call__(self, noise: Noise, *, update_buffers: bool = False) -> Tensor:
         """The mean loss under a noise.

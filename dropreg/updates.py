@@ -33,11 +33,12 @@ from torch.autograd.graph import Node
 from torch.utils._pytree import tree_map
 
 from dropreg.control.kernels import without_gradients
+from dropreg.control.passes import Output
 from dropreg.errors import Choice, InputError, PrecisionError
 from dropreg.explicit import QUADRATICS, ExplicitMethod, regularizer
 from dropreg.fused import pair
 from dropreg.implicit import ImplicitMethod, noise_term
-from dropreg.losses import Loss, resolve
+from dropreg.losses import AnyLoss, Loss, resolve
 from dropreg.noise import Law, Sampler, sampler_of
 from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, central_logits, require_count
 from dropreg.probes import clean
@@ -405,7 +406,8 @@ def dropout_k_loss(
     targets: Tensor,
     k: int,
     *,
-    loss: str | Loss = "cross_entropy",
+    loss: AnyLoss = "cross_entropy",
+    output: Output | None = None,
     chunk: int | None = None,
     distribution: Law | str | Sampler = "bernoulli",
     generator: torch.Generator | None = None,
@@ -420,7 +422,9 @@ def dropout_k_loss(
         inputs: A tensor, a tuple of positional or a dict of keyword arguments for the model.
         targets: Labels.
         k: Number of masks, at least 1.
-        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
+        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
+            if None, see `dropreg.control.passes.find_logits`.
         chunk: How many masks' activations to keep at a time. If None, all `k`. Otherwise gradients
             are taken chunk by chunk already in this call, which needs the memory of `chunk` masks
             only. They are those of chunk=None, in whatever the loss depends on: parameters, inputs
@@ -447,7 +451,7 @@ def dropout_k_loss(
         require_count("chunk", chunk)
     update = Update(Rule(Objective.DROPOUT_K, k=k), law=distribution, generator=generator)
     if chunk is None or not torch.is_grad_enabled():
-        return update.loss(NoisyLoss(model, inputs, loss, targets))
+        return update.loss(NoisyLoss(model, inputs, loss, targets, output))
     # What lies before the inputs is not to be walked through for each chunk: so the model is given
     # copies that begin a graph of their own. Their gradients are handed on at the end.
     copies: dict[Tensor, Tensor] = {}
@@ -458,7 +462,7 @@ def dropout_k_loss(
         return copies.setdefault(x, x.detach().requires_grad_())
 
     plain = dict(inputs) if isinstance(inputs, Mapping) else inputs
-    noisy = NoisyLoss(model, tree_map(begin_here, plain), loss, targets)
+    noisy = NoisyLoss(model, tree_map(begin_here, plain), loss, targets, output)
     oldest = _age_of_a_node_made_now()
     masks = (scalar for _, scalar in update.terms(noisy))
     total, grads = torch.zeros(()), dict[Tensor, Tensor]()
@@ -556,8 +560,10 @@ class DropoutReplacement:
         criterion: Loss,
         update: Update,
         method: ExplicitMethod | None = None,
+        pick: Output | None = None,
     ) -> None:
         """Bind a model, a loss, an update and its method; see `replace_dropout`."""
+        self._pick = pick
         self.model, self._criterion, self._update = model, criterion, update
         self.method, self._chooses = method, method is None
         self._explicit, self._implicit = update.rule.strength, update.rule.noise_scale
@@ -603,7 +609,7 @@ class DropoutReplacement:
             UnsupportedError: If the model draws noise that cannot be controlled.
             LogitsError: If the output is not floating-point logits, or holds NaN.
         """
-        noisy = NoisyLoss(self.model, inputs, self._criterion, targets)
+        noisy = NoisyLoss(self.model, inputs, self._criterion, targets, self._pick)
         low = noisy.sites.uses_half_precision or any(s.dtype.itemsize < 4 for s in noisy.sites)
         try:
             total = self._by(self._suitable(low), noisy)
@@ -719,7 +725,8 @@ def replace_dropout(
     explicit: float = 1.0,
     implicit: float = 1.0,
     method: ExplicitMethod | str | None = None,
-    loss: str | Loss = "cross_entropy",
+    loss: AnyLoss = "cross_entropy",
+    output: Output | None = None,
     distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
     every: int = 1,
@@ -746,7 +753,9 @@ def replace_dropout(
             methods compares them. If None, "central"; where the forward pass runs below float32,
             and "central" is not accurate, "even_odd" with a warning. The result's `method` says
             which it was.
-        loss: Name of the loss, or a `dropreg.losses.Loss`.
+        loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
+        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
+            if None, see `dropreg.control.passes.find_logits`.
         distribution: Law of the noise; Rademacher if None.
         step: Scale of the probe in "central". Half the default is closer to the derivative for
             a smooth network, and farther from it for one with kinks; see
@@ -779,4 +788,4 @@ def replace_dropout(
     rule = _rule_of(chosen or ExplicitMethod.CENTRAL, explicit, implicit, every)
     law = None if distribution is None else sampler_of(distribution)
     update = Update(rule, law=law, step=step, generator=generator)
-    return DropoutReplacement(model, resolve(loss), update, chosen)
+    return DropoutReplacement(model, resolve(loss), update, chosen, output)

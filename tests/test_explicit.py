@@ -494,7 +494,10 @@ def count_passes(case: Case, spec: Spec, y: Tensor) -> int:
         groups, count = tests(*args), 0
         return groups
 
-    with mock.patch("torch.autograd.grad", grad), mock.patch.object(explicit, "uncoupled", uncoupled):
+    with (
+        mock.patch("torch.autograd.grad", grad),
+        mock.patch.object(explicit, "uncoupled", uncoupled),
+    ):
         regularizer(case, spec, y, "exact")
     return count
 

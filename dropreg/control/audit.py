@@ -7,6 +7,8 @@ that is switched on later, each pass sees for itself (`dropreg.control.draws`).
 
 from __future__ import annotations
 
+import inspect
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,8 +25,15 @@ from dropreg.control import draws
 from dropreg.control.buffers import scratch_attributes, scratch_buffers
 from dropreg.control.control import ADAPTERS, Adapter, Control, module_adapters
 from dropreg.control.kernels import exclusive, float32_precision, without_gradients
-from dropreg.control.passes import Arguments, find_logits, forward, require_sites
-from dropreg.errors import InputError, NeverSupportedError, NotYetSupportedError
+from dropreg.control.passes import (
+    Arguments,
+    Output,
+    everything,
+    find_logits,
+    forward,
+    require_sites,
+)
+from dropreg.errors import InputError, LogitsError, NeverSupportedError, NotYetSupportedError
 from dropreg.noise import Law, sample
 from dropreg.probes import Noise, Probe, clean
 from dropreg.sites import Site, Sites
@@ -61,7 +70,14 @@ def find_sites(model: nn.Module, *args: Any, **kwargs: Any) -> Sites:
     site  kind     shape   p    mask shared
     2     dropout  (5, 8)  0.3  none
     """
-    audit = _audit(_require_module(model), (args, kwargs))
+
+    def pick(output: Any) -> Tensor:
+        try:
+            return find_logits(output)
+        except LogitsError:
+            return everything(output)
+
+    audit = _audit(_require_module(model), (args, kwargs), pick)
     require_sites(model, audit.control())
     return audit.sites
 
@@ -90,9 +106,7 @@ class Audit:
 
     def control(self, noise: Noise = clean) -> Control:
         """Control of one pass of the model; before it, as if it had met what the audit met."""
-        control = Control(
-            noise, paths=self.paths, adapted=self.adapted, private=self.private
-        )
+        control = Control(noise, paths=self.paths, adapted=self.adapted, private=self.private)
         control.inactive_p = list(self.inactive_p)
         control.sites = list(self.sites) if noise is clean else []
         return control
@@ -109,12 +123,15 @@ def _place(site: Site) -> str:
 _AUDITS: weakref.WeakKeyDictionary[nn.Module, tuple[object, Audit]] = weakref.WeakKeyDictionary()
 
 
-def audited(model: nn.Module, arguments: Arguments, *, again: bool = False) -> Audit:
+def audited(
+    model: nn.Module, arguments: Arguments, pick: Output = find_logits, *, again: bool = False
+) -> Audit:
     """Audit a model, once, and again when its modules, their modes or autocast have changed.
 
     Args:
         model: The model.
         arguments: Its arguments; see `dropreg.control.passes.call_arguments`.
+        pick: Picks the logits out of what the model returns.
         again: Whether a pass has met a site that no audit has seen.
 
     Returns:
@@ -128,11 +145,11 @@ def audited(model: nn.Module, arguments: Arguments, *, again: bool = False) -> A
     autocast = tuple(torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
     modes = ((id(m), m.training) for m in _require_module(model).modules())
     dtype = next((p.dtype for p in model.parameters()), None)
-    state = (autocast, dtype, tuple(ADAPTERS.values()), *modes)
+    state = (autocast, dtype, getattr(pick, "__code__", pick), tuple(ADAPTERS.values()), *modes)
     before = _AUDITS.get(model)
     if before is not None and before[0] == state and not again:
         return before[1]
-    audit = _audit(model, arguments)
+    audit = _audit(model, arguments, pick)
     if before is not None and before[0] == state:
         audit.known |= before[1].known
     if audit.sites:  # while every probability is 0 it is looked at each time: that may change
@@ -149,9 +166,10 @@ def _require_module(model: nn.Module) -> nn.Module:
     return model
 
 
-def _audit(model: nn.Module, arguments: Arguments) -> Audit:
+def _audit(model: nn.Module, arguments: Arguments, pick: Output) -> Audit:
     """Run the model with every site off, and see that nothing else in it is random."""
     _refuse_opaque(model)
+    _require_that_inputs_fit(model, arguments)
     audit = Audit(
         paths={id(module): path for path, module in model.named_modules()},
         adapted=module_adapters(model),
@@ -162,7 +180,7 @@ def _audit(model: nn.Module, arguments: Arguments) -> Audit:
         control = audit.control(noise)
         control.sites = []
         output = forward(model, arguments, control, scratch=True, attributes=True)
-        return find_logits(output).clone()  # the next pass may write to it
+        return find_logits(pick(output)).clone()  # the next pass may write to it
 
     with exclusive(), draws.restored(), without_gradients():
         control = audit.control()
@@ -175,7 +193,7 @@ def _audit(model: nn.Module, arguments: Arguments) -> Audit:
         ):
             output = forward(model, arguments, control, scratch=False)
             changes_buffers, audit.changes_attributes = buffers_changed(), attributes_changed()
-        first = find_logits(output).clone()
+        first = find_logits(pick(output)).clone()
         if not _agree(first, logits()):
             raise NeverSupportedError(
                 "with every dropout site off, two forward passes still differ, though no random "
@@ -183,17 +201,33 @@ def _audit(model: nn.Module, arguments: Arguments) -> Audit:
                 "inputs or state (which should be a buffer)."
             )
         if control.any_inplace:
-            _require_inplace_result_is_used(model, arguments, audit)
+            _require_inplace_result_is_used(model, arguments, audit, pick)
     audit.inactive_p = control.inactive_p
     if not (control.inactive_p and not any(control.inactive_p)):
         require_sites(model, control)
     audit.known = {_place(site) for site in control.sites}
     audit.sites = Sites(tuple(control.sites), changes_buffers, watch.any_half_precision)
-    if audit.sites and not torch.is_inference_mode_enabled():
+    inside_torch_func = torch._C._functorch.peek_interpreter_stack() is not None
+    if audit.sites and not (torch.is_inference_mode_enabled() or inside_torch_func):
         with exclusive(), draws.restored():
-            backward, forward_mode = _why_unreached(model, arguments, audit, first, logits)
+            backward, forward_mode = _why_unreached(model, arguments, audit, pick, first, logits)
         audit.sites = replace(audit.sites, unreached=backward, unreached_forward=forward_mode)
     return audit
+
+
+def _require_that_inputs_fit(model: nn.Module, arguments: Arguments) -> None:
+    args, kwargs = arguments
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):  # TorchScript has none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"the model's forward does not take these inputs: {error}. A tuple gives positional "
+            "arguments and a dict keyword arguments; to a model that takes one dict pass (batch,)."
+        ) from error
 
 
 def _agree(first: Tensor, second: Tensor) -> bool:
@@ -208,7 +242,9 @@ def _agree(first: Tensor, second: Tensor) -> bool:
     return not a.numel() or bool((a - b).abs().max() < tolerance * a.abs().max())
 
 
-def _require_inplace_result_is_used(model: nn.Module, arguments: Arguments, audit: Audit) -> None:
+def _require_inplace_result_is_used(
+    model: nn.Module, arguments: Arguments, audit: Audit, pick: Output
+) -> None:
     # Sites are computed out of place. That is the same thing only if the model goes on with what
     # the in-place dropout returns, and not with the tensor that it was given.
     probe = Probe("rademacher", torch.Generator().manual_seed(0))
@@ -219,7 +255,7 @@ def _require_inplace_result_is_used(model: nn.Module, arguments: Arguments, audi
         # The tensor that is written to may be the user's own input.
         copies = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
         output = forward(model, copies, control, scratch=True, attributes=True)
-        outputs.append(find_logits(output))
+        outputs.append(pick(output))
     if not _agree(*outputs):
         raise NotYetSupportedError(
             "an in-place dropout whose result is not used, or whose input is used elsewhere: write "
@@ -246,6 +282,7 @@ def _why_unreached(
     model: nn.Module,
     arguments: Arguments,
     audit: Audit,
+    pick: Output,
     first: Tensor,
     logits: Callable[..., Tensor],
 ) -> tuple[str, str]:
@@ -254,25 +291,35 @@ def _why_unreached(
     A site whose noise moves the logits, and to which no gradient comes back, would be taken for one
     without effect. The same vector is pulled back to everything else too, so that whatever is
     computed again in the backward pass is seen to draw.
+
+    Returns:
+        What is wrong with derivatives in reverse mode and in forward mode; nothing if all is well.
+
+    Raises:
+        NotYetSupportedError: If the backward pass draws.
     """
     generator = torch.Generator().manual_seed(0)
     u = sample(Law.RADEMACHER, first.shape, 0.5, generator=generator, device=first.device)
     leaves = _Leaves()
     gradients: list[Tensor | None] = [None] * len(audit.sites)
     why = ""
-    with torch.enable_grad(), _own_gradients(model):
+    # What lies before the model, an encoder or a prompt, is not ours: nor are its hooks.
+    arguments = tree_map(_cut_off, arguments)
+    with torch.enable_grad(), _own_gradients(model), warnings.catch_warnings():
         control = audit.control(leaves)
-        found = find_logits(forward(model, arguments, control, scratch=True, attributes=True))
+        found = pick(forward(model, arguments, control, scratch=True, attributes=True))
         wanted = [i for i, eta in enumerate(leaves.etas) if eta.requires_grad]
         others = _leaf_variables(found, {id(eta) for eta in leaves.etas})
         gradients = [None] * len(leaves.etas)
         before = draws.states()
         if found.requires_grad:
             try:
+                warnings.simplefilter("ignore")  # of missing derivatives: they are looked for here
                 pulled = torch.autograd.grad(
                     found,
                     [*(leaves.etas[i] for i in wanted), *others],
                     u.to(found.dtype),
+                    retain_graph=True,  # a tensor that the model holds may have a past of its own
                     allow_unused=True,
                 )
             except RuntimeError as error:
@@ -305,7 +352,7 @@ def _why_unreached(
 
 @contextmanager
 def _own_gradients(model: nn.Module) -> Iterator[None]:
-    """Set the parameters' gradients back: a recomputation inside a backward pass may add to them."""
+    """Set the parameters' gradients back: a recomputation in a backward pass may add to them."""
     before = [(p, p.grad) for p in model.parameters()]
     try:
         for p, _ in before:
@@ -316,8 +363,12 @@ def _own_gradients(model: nn.Module) -> Iterator[None]:
             p.grad = grad
 
 
+def _cut_off(x: Any) -> Any:
+    return x.detach().requires_grad_() if isinstance(x, Tensor) and x.requires_grad else x
+
+
 def _leaf_variables(output: Tensor, known: set[int]) -> list[Tensor]:
-    """The tensors that a backward pass would end in, but for those that are known."""
+    """The tensors that a backward pass would end in, but for those known or with hooks."""
     found: dict[int, Tensor] = {}
     seen, todo = set(), [output.grad_fn]
     while todo:
@@ -326,7 +377,9 @@ def _leaf_variables(output: Tensor, known: set[int]) -> list[Tensor]:
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
-        if isinstance(variable, Tensor) and id(variable) not in known:
+        if not isinstance(variable, Tensor) or id(variable) in known:
+            variable = None
+        if variable is not None and not variable._backward_hooks:
             found[id(variable)] = variable
         todo += [following for following, _ in node.next_functions]
     return list(found.values())
@@ -350,9 +403,7 @@ def _draw(site: Site, law: Law, scale: float, seed: int) -> Tensor:
     return scale * sample(law, site.mask_shape, site.p, generator=generator, **options)
 
 
-def _why_no_gradient(
-    site: Site, index: int, first: Tensor, logits: Callable[..., Tensor]
-) -> str:
+def _why_no_gradient(site: Site, index: int, first: Tensor, logits: Callable[..., Tensor]) -> str:
     """What is wrong with a site to which no gradient came back; nothing if it has no effect."""
     # Masks of a small probability may leave all as it is: some more are tried.
     masks = [partial(_draw, law=Law.BERNOULLI, scale=1.0, seed=seed) for seed in range(4)]
@@ -366,8 +417,8 @@ def _why_no_gradient(
             "it. Multiply by the mask instead, or switch it off."
         )
     return (
-        f"{site.kind} ({site.name}) moves the logits and no derivative reaches its noise: its result "
-        "goes through .detach(), .data, nn.Parameter(...) or an operation without a derivative"
+        f"{site.kind} ({site.name}) moves the logits and no derivative reaches its noise: its "
+        "result goes through .detach(), .data, nn.Parameter(...) or an operation without a derivative"
     )
 
 
@@ -405,7 +456,7 @@ def _why_wrong_gradient(
     )
 
 
-# ------------------------------------------------------------------- what cannot be seen, or written
+# ----------------------------------------------------------------- what cannot be seen, or written
 
 
 def _refuse_opaque(model: nn.Module) -> None:
@@ -430,8 +481,8 @@ def _refuse_opaque(model: nn.Module) -> None:
             )
         if hasattr(module, "autograd_grad_sample_hooks"):
             raise NotYetSupportedError(
-                f"{where} counts each forward pass for one backward pass (Opacus' GradSampleModule): "
-                "the passes that an effect takes would mix up its gradients of single examples. Use "
+                f"{where} counts each forward pass for one backward pass (Opacus' GradSampleModule), "
+                "and the passes that an effect takes would mix up its gradients of examples. Use "
                 "the module inside it, ._module."
             )
 
@@ -462,7 +513,7 @@ class _Watch(draws.Operations):
         self.any_half_precision = False
         self._control = control
         self._parameters = {
-            p.untyped_storage().data_ptr(): (name, p) for name, p in model.named_parameters()
+            _storage(p): (name, p) for name, p in model.named_parameters() if _storage(p)
         }
         self._saved: dict[str, tuple[Tensor, Tensor]] = {}
 
@@ -483,9 +534,7 @@ class _Watch(draws.Operations):
         for tensor in written if isinstance(written, (list, tuple)) else [written]:
             if not isinstance(tensor, Tensor) or not self._parameters:
                 continue
-            name, parameter = self._parameters.get(
-                tensor.untyped_storage().data_ptr(), (None, tensor)
-            )
+            name, parameter = self._parameters.get(_storage(tensor), (None, tensor))
             if name is not None and name not in self._saved:
                 self._saved[name] = (parameter, parameter.detach().clone())
 
@@ -498,10 +547,10 @@ class _Watch(draws.Operations):
             yield
         finally:
             for name, parameter, value in before:
-                if parameter.data_ptr() != value.data_ptr():
+                if _storage(parameter) != _storage(value):
                     if not _equal(parameter, value):
                         changed.append(name)
-                    parameter.data = value
+                    parameter.data = value  # type: ignore[assignment]
             for name, (parameter, value) in self._saved.items():
                 if not _equal(parameter, value):
                     changed.append(name)
@@ -514,6 +563,13 @@ class _Watch(draws.Operations):
                 "(register_buffer), or compute the dropped weight into a tensor of its own. The "
                 "model is as it was."
             )
+
+
+def _storage(tensor: Tensor) -> int:
+    """The address of what a tensor holds; 0 where it has none (meta, inside torch.func)."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return 0
+    return tensor.untyped_storage().data_ptr()
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

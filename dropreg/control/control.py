@@ -66,8 +66,10 @@ def register_adapter(function: Callable[..., Any], adapter: Adapter) -> None:
 def module_adapters(model: nn.Module) -> list[tuple[nn.Module, Adapter]]:
     """The modules of a model whose class has an adapter."""
     classes = {c: a for c, a in ADAPTERS.items() if isinstance(c, type)}
-    found = ((m, next((classes[c] for c in type(m).__mro__ if c in classes), None))
-             for m in model.modules())
+    found = (
+        (m, next((classes[c] for c in type(m).__mro__ if c in classes), None))
+        for m in model.modules()
+    )
     return [(module, adapter) for module, adapter in found if adapter is not None]
 
 
@@ -266,8 +268,8 @@ class Control(TorchFunctionMode):
                 self.marked(result)
         elif name not in _SCALES_A_MASK or (name in _DIVIDES and others):
             raise NotYetSupportedError(
-                f"a mask drawn by hand is used in `{name}` (in {self.where()}): it is a dropout only "
-                "where it multiplies a tensor. Write it with torch.nn.functional.dropout or "
+                f"a mask drawn by hand is used in `{name}` (in {self.where()}): it is a dropout "
+                "only where it multiplies a tensor. Write it with torch.nn.functional.dropout or "
                 "dropreg.shared_dropout, or switch it off."
             )
 

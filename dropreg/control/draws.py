@@ -42,7 +42,7 @@ def states(private: Sequence[tuple[str, Reader]] = ()) -> list[object]:
     now: list[object] = [_bytes(torch.default_generator.get_state())]
     if torch.cuda.is_initialized():
         now += [_bytes(g.get_state()) for g in torch.cuda.default_generators]
-    now.append(_python_state(random._inst))  # type: ignore[attr-defined]
+    now.append(_python_state(random._inst))
     numpy = sys.modules.get("numpy.random")
     now.append(None if numpy is None else _numpy_state(numpy.mtrand._rand._bit_generator))
     return now + [read() for _, read in private]
@@ -312,9 +312,11 @@ class Uniform(_Drawn):
         return self + (-other)
 
     def item(self) -> Uniform:
+        """The number, yet undrawn."""
         return self
 
     def to(self, *args: Any, **options: Any) -> Uniform:
+        """With another type or device."""
         return Uniform(self._control, self._like.to(*args, **options), self._offset)
 
     def _below(self, bound: Any, *, below: bool = True) -> Any:
@@ -336,6 +338,7 @@ class Uniform(_Drawn):
     gt = ge = __ge__ = __gt__
 
     def floor(self) -> Tensor:
+        """A mask of zeros and ones."""
         if not 0.0 <= self._offset <= 1.0:
             self._refuse("`floor`")
         return Coin(self._control, self._like, self._offset).float_mask(self.dtype)
@@ -375,12 +378,15 @@ class Coin(_Drawn):
         return mask
 
     def float(self) -> Tensor:
+        """The mask as zeros and ones."""
         return self.float_mask(torch.float32)
 
     def double(self) -> Tensor:
+        """The mask as zeros and ones."""
         return self.float_mask(torch.float64)
 
     def to(self, *args: Any, **options: Any) -> Any:
+        """With another type or device."""
         like = self._like.bool().to(*args, **options)
         coin = Coin(self._control, like, self._p)
         return coin.float_mask(like.dtype) if like.is_floating_point() else coin
@@ -388,6 +394,7 @@ class Coin(_Drawn):
     type = to
 
     def type_as(self, other: Tensor) -> Tensor:
+        """The mask as zeros and ones."""
         return self.float_mask(other.dtype)
 
     def __invert__(self) -> Coin:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from dropreg.control import draws
 from dropreg.control.buffers import scratch_attributes, scratch_buffers
@@ -21,6 +22,9 @@ from dropreg.errors import (
     values_are_checked,
 )
 from dropreg.probes import clean
+
+Output = Callable[[Any], Tensor]
+"""Picks the logits out of what a model returns."""
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a model."""
@@ -48,7 +52,7 @@ def forward(
         What the model returns.
 
     Raises:
-        NeverSupportedError: If the model draws random numbers itself.
+        UnsupportedError: If the model draws random numbers itself.
     """
     args, kwargs = arguments
     with (
@@ -59,7 +63,8 @@ def forward(
         with control:
             output = model(*args, **kwargs)
         if control.drawn:
-            raise draws.refusal(_who_drew(model, arguments, control))
+            error = draws.refusal(_who_drew(model, arguments, control))
+            raise error
     return output
 
 
@@ -68,9 +73,15 @@ def _who_drew(model: nn.Module, arguments: Arguments, control: Control) -> list[
     args, kwargs = arguments
     again = Control(clean, paths=control.paths, adapted=control.adapted)
     operations = draws.Operations(again.where)
-    with draws.restored(), scratch_buffers(model), scratch_attributes(model):
-        with draws.blaming(model, control.private) as modules, operations, again:
-            model(*args, **kwargs)
+    with (
+        draws.restored(),
+        scratch_buffers(model),
+        scratch_attributes(model),
+        draws.blaming(model, control.private) as modules,
+        operations,
+        again,
+    ):
+        model(*args, **kwargs)
     others = [m for m in modules if not (operations.random and m.startswith("torch's"))]
     return [*operations.random, *others] or list(control.drawn)
 
@@ -117,6 +128,25 @@ def call_arguments(inputs: Any) -> Arguments:
     return (inputs if type(inputs) is tuple else (inputs,)), {}
 
 
+def everything(output: Any) -> Tensor:
+    """All floating-point numbers that a model returned, in one row.
+
+    Args:
+        output: What the model returned.
+
+    Returns:
+        A tensor of one dimension.
+
+    Raises:
+        LogitsError: If there are none.
+    """
+    leaves = tree_leaves(dict(output) if isinstance(output, Mapping) else output)
+    floats = [x.flatten() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
+    if not floats:
+        find_logits(output)  # has the words
+    return torch.cat([x.to(floats[0]) for x in floats])
+
+
 def find_logits(output: Any) -> Tensor:
     """The logits in what a model returned.
 
@@ -140,7 +170,8 @@ def find_logits(output: Any) -> Tensor:
     if not isinstance(output, Tensor):
         raise LogitsError(
             f"the model returned {type(output).__name__}; expected logits as a tensor, as the "
-            "attribute or key 'logits', or as the first item of a tuple."
+            "attribute or key 'logits', or as the first item of a tuple. Where they are elsewhere, "
+            "say so: output=lambda returned: returned.start_logits."
         )
     if not output.is_floating_point():
         raise LogitsError(

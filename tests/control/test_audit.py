@@ -141,7 +141,7 @@ def test_scripted_recurrent_dropout_is_refused() -> None:
 
 def test_exported_dropout_is_refused() -> None:
     exported = torch.export.export(nn.Dropout(0.5), (X,)).module()
-    with pytest.raises(errors.NeverSupportedError, match="aten.*dropout|torch's generator"):
+    with pytest.raises(errors.NeverSupportedError, match=r"aten.*dropout|torch's generator"):
         find_sites(Net(exported), X)
 
 
@@ -187,7 +187,7 @@ def test_checkpointed_dropout_has_the_same_noise_again(case: str, method: str) -
     plain = Net(block).double()
     plain.load_state_dict(model.state_dict())
     if re and method in ("exact", "sampled_labels"):
-        with pytest.raises(errors.NotYetSupportedError, match="use_reentrant=True.*'central'"):
+        with pytest.raises(errors.NotYetSupportedError, match=r"use_reentrant=True.*'central'"):
             dropreg.replace_dropout(model, method=method).loss(X.double(), Y)
         return
     losses = []
@@ -282,11 +282,17 @@ class SkipsLayers(nn.Module):
 OWN_RANDOM, OWN_NUMPY = random.Random(0), np.random.default_rng(0)
 RANDOM: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "torch.rand": (lambda x: x * torch.rand(4), r"torch\.rand, used by `mul` \(in the model"),
-    "a choice": (lambda x: torch.where(torch.rand(4) < 0.5, x, -x), r"torch\.rand, used by `where`"),
+    "a choice": (
+        lambda x: torch.where(torch.rand(4) < 0.5, x, -x),
+        r"torch\.rand, used by `where`",
+    ),
     "uniform_": (lambda x: x * (torch.empty(4).uniform_() > 0.5), r"aten\.uniform_"),
     "in a module": (Jitter(), r"aten\.randn_like\.default \(in middle\)"),
     "deeper": (nn.Sequential(nn.ReLU(), Jitter()), r"aten\.randn_like\.default \(in middle\.1\)"),
-    "bernoulli": (lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)), r"bernoulli \(in the model"),
+    "bernoulli": (
+        lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)),
+        r"bernoulli \(in the model",
+    ),
     "its own generator": (
         lambda x: x + torch.randn(4, generator=torch.Generator()),
         r"randn with a generator of its own \(in the model itself\)",
