@@ -141,8 +141,8 @@ class NoisyLoss:
             warnings.warn(
                 f"the model returned a loss of its own, {float(own):.4g}, and the loss that is "
                 f"trained here is {ours:.4g} at the same logits. Causal language models shift "
-                "their labels: CrossEntropy(shift=True) does so. If the difference is meant, pass no "
-                "labels to the model.",
+                "their labels: CrossEntropy(shift=True) does so. If the difference is meant, pass "
+                "no labels to the model.",
                 stacklevel=2,
             )
 

@@ -418,7 +418,8 @@ def _why_no_gradient(site: Site, index: int, first: Tensor, logits: Callable[...
         )
     return (
         f"{site.kind} ({site.name}) moves the logits and no derivative reaches its noise: its "
-        "result goes through .detach(), .data, nn.Parameter(...) or an operation without a derivative"
+        "result goes through .detach(), .data, nn.Parameter(...) or an operation that has no "
+        "derivative"
     )
 
 
@@ -481,8 +482,8 @@ def _refuse_opaque(model: nn.Module) -> None:
             )
         if hasattr(module, "autograd_grad_sample_hooks"):
             raise NotYetSupportedError(
-                f"{where} counts each forward pass for one backward pass (Opacus' GradSampleModule), "
-                "and the passes that an effect takes would mix up its gradients of examples. Use "
+                f"{where} counts one forward pass a backward pass (Opacus' GradSampleModule), and "
+                "the passes that an effect takes would mix up its gradients of examples. Use "
                 "the module inside it, ._module."
             )
 
@@ -550,12 +551,12 @@ class _Watch(draws.Operations):
                 if _storage(parameter) != _storage(value):
                     if not _equal(parameter, value):
                         changed.append(name)
-                    parameter.data = value  # type: ignore[assignment]
-            for name, (parameter, value) in self._saved.items():
-                if not _equal(parameter, value):
+                    parameter.data = value
+            for name, (written, copy) in self._saved.items():
+                if not _equal(written, copy):
                     changed.append(name)
                     with torch.no_grad():
-                        parameter.copy_(value)
+                        written.copy_(copy)
         if changed:
             raise NotYetSupportedError(
                 f"the forward pass writes to parameters of the model ({', '.join(changed)}), so "
