@@ -17,7 +17,7 @@ are summed. From the *inside*, a probe :math:`\eta` moves all sites at once, and
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from typing import Any
 
@@ -93,6 +93,7 @@ def explicit_regularizer(
     *,
     loss: AnyLoss = "cross_entropy",
     output: Output | None = None,
+    strengths: Mapping[str, float] | None = None,
     targets: Tensor | None = None,
     method: ExplicitMethod | str = "exact",
     mc_samples: int = 1,
@@ -109,6 +110,9 @@ def explicit_regularizer(
         loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
         output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
             if None, see `dropreg.control.passes.find_logits`.
+        strengths: Factors on the variance of the noise by patterns of sites' names, for instance
+            ``{"encoder.*": 0.5}``: on their explicit effect and on the covariance of their noise;
+            see `dropreg.NoisyLoss`.
         targets: Labels. Needed by "even_odd", "full_hessian", "monte_carlo" and both methods with
             the loss Jacobian; elsewhere they only serve to leave out positions that do not count.
         method: See `ExplicitMethod`.
@@ -134,7 +138,7 @@ def explicit_regularizer(
     >>> r = explicit_regularizer(model, torch.randn(5, 4))
     >>> r.backward()
     """
-    noisy = NoisyLoss(model, inputs, loss, targets, output)
+    noisy = NoisyLoss(model, inputs, loss, targets, output, strengths)
     return regularizer(noisy, method, Sampling(mc_samples, distribution, step, generator))
 
 

@@ -9,7 +9,7 @@ one to a loss and calling ``backward`` adds the noise to the update.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ def implicit_noise(
     *,
     loss: AnyLoss = "cross_entropy",
     output: Output | None = None,
+    strengths: Mapping[str, float] | None = None,
     method: ImplicitMethod | str = "analytic",
     distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
@@ -74,6 +75,9 @@ def implicit_noise(
         loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
         output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
             if None, see `dropreg.control.passes.find_logits`.
+        strengths: Factors on the variance of the noise by patterns of sites' names, for instance
+            ``{"encoder.*": 0.5}``: on their explicit effect and on the covariance of their noise;
+            see `dropreg.NoisyLoss`.
         method: See `ImplicitMethod`.
         distribution: Law of the noise; Bernoulli for "dropout_pair", else Rademacher, if None.
         step: Scale of the probe in "central"; see `dropreg.noisy_loss.DEFAULT_STEP`.
@@ -94,7 +98,7 @@ def implicit_noise(
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     >>> implicit_noise(model, torch.randn(5, 4), torch.tensor([0, 1, 0, 1, 0])).backward()
     """
-    noisy = NoisyLoss(model, inputs, loss, targets, output)
+    noisy = NoisyLoss(model, inputs, loss, targets, output, strengths)
     return noise_term(noisy, method, Sampling(1, distribution, step, generator))
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from numbers import Real
 from typing import Any
 
@@ -52,6 +53,7 @@ class NoisyLoss:
         loss: losses.AnyLoss,
         targets: Tensor | None = None,
         output: Output | None = None,
+        strengths: Mapping[str, float] | None = None,
     ) -> None:
         """Bind model and batch.
 
@@ -64,6 +66,9 @@ class NoisyLoss:
             targets: Labels; without them only the logits can be asked for.
             output: Picks the logits out of what the model returns; if None, see
                 `dropreg.control.passes.find_logits`.
+            strengths: Factors on the variance of the noise, by patterns of sites' names as in
+                `fnmatch`, e.g. ``{"encoder.*": 0.5, "*.attention.*": 0.0}``; the last that fits
+                counts, and where none does it is 1.
 
         Raises:
             InputError: If the loss is unknown.
@@ -80,6 +85,30 @@ class NoisyLoss:
         self._arguments = call_arguments(inputs)
         self.pick = output or find_logits
         self._audit = audited(model, self._arguments, self.pick)
+        self._strengths = dict(strengths or {})
+        self._check_strengths()
+
+    def _check_strengths(self) -> None:
+        names = [site.name for site in self.sites]
+        for pattern, strength in self._strengths.items():
+            if not (isinstance(strength, (int, float)) and 0 <= strength < math.inf):
+                raise InputError(
+                    f"the strength of {pattern!r} is {strength!r}; it must be a number, at least 0."
+                )
+            if names and not any(fnmatchcase(name, pattern) for name in names):
+                raise InputError(
+                    f"strengths name {pattern!r}, which fits none of the sites: {', '.join(names)}."
+                )
+
+    def _with_strengths(self, noise: Noise) -> Noise:
+        """A noise, times the root of each site's strength."""
+
+        def scaled(site: Site) -> Tensor | None:
+            eta = noise(site)
+            fitting = [s for p, s in self._strengths.items() if fnmatchcase(site.name, p)]
+            return eta if eta is None or not fitting else fitting[-1] ** 0.5 * eta
+
+        return scaled if self._strengths else noise
 
     @property
     def sites(self) -> Sites:
@@ -111,7 +140,7 @@ class NoisyLoss:
         Raises:
             NoSitesError: If no site is met, or its subclass where the reason is known.
         """
-        audit, control = self._audit, self._audit.control(noise)
+        audit, control = self._audit, self._audit.control(self._with_strengths(noise))
         control.sites, control.inactive_p = [], []
         attributes = audit.changes_attributes
         scratch = (attributes or self.sites.changes_buffers) and not update_buffers

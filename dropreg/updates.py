@@ -561,9 +561,10 @@ class DropoutReplacement:
         update: Update,
         method: ExplicitMethod | None = None,
         pick: Output | None = None,
+        strengths: Mapping[str, float] | None = None,
     ) -> None:
         """Bind a model, a loss, an update and its method; see `replace_dropout`."""
-        self._pick = pick
+        self._pick, self._strengths = pick, strengths
         self.model, self._criterion, self._update = model, criterion, update
         self.method, self._chooses = method, method is None
         self._explicit, self._implicit = update.rule.strength, update.rule.noise_scale
@@ -609,7 +610,7 @@ class DropoutReplacement:
             UnsupportedError: If the model draws noise that cannot be controlled.
             LogitsError: If the output is not floating-point logits, or holds NaN.
         """
-        noisy = NoisyLoss(self.model, inputs, self._criterion, targets, self._pick)
+        noisy = NoisyLoss(self.model, inputs, self._criterion, targets, self._pick, self._strengths)
         low = noisy.sites.uses_half_precision or any(s.dtype.itemsize < 4 for s in noisy.sites)
         try:
             total = self._by(self._suitable(low), noisy)
@@ -727,6 +728,7 @@ def replace_dropout(
     method: ExplicitMethod | str | None = None,
     loss: AnyLoss = "cross_entropy",
     output: Output | None = None,
+    strengths: Mapping[str, float] | None = None,
     distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
     every: int = 1,
@@ -756,6 +758,9 @@ def replace_dropout(
         loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
         output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
             if None, see `dropreg.control.passes.find_logits`.
+        strengths: Factors on the variance of the noise by patterns of sites' names, for instance
+            ``{"encoder.*": 0.5}``: on their explicit effect and on the covariance of their noise;
+            see `dropreg.NoisyLoss`.
         distribution: Law of the noise; Rademacher if None.
         step: Scale of the probe in "central". Half the default is closer to the derivative for
             a smooth network, and farther from it for one with kinks; see
@@ -788,4 +793,4 @@ def replace_dropout(
     rule = _rule_of(chosen or ExplicitMethod.CENTRAL, explicit, implicit, every)
     law = None if distribution is None else sampler_of(distribution)
     update = Update(rule, law=law, step=step, generator=generator)
-    return DropoutReplacement(model, resolve(loss), update, chosen, output)
+    return DropoutReplacement(model, resolve(loss), update, chosen, output, strengths)

@@ -143,8 +143,14 @@ def test_integer_logits(call: str) -> None:
 )
 def test_no_logits(output: Callable[[Tensor], Any], name: str) -> None:
     model = network(last=Lambda(output))
-    with pytest.raises(errors.LogitsError, match=f"returned ({name}); expected logits as a tensor"):
-        find_sites(model, X)
+    message = f"returned ({name}); expected logits as a tensor.*output=lambda"
+    with pytest.raises(errors.LogitsError, match=message):
+        dropreg.explicit_regularizer(model, X)
+    if name in ("dict", "list|NoneType"):  # sites are found wherever the logits are
+        assert len(find_sites(model, X)) == 1
+    else:
+        with pytest.raises(errors.LogitsError, match=message):
+            find_sites(model, X)
 
 
 def test_lazy_parameters() -> None:

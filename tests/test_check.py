@@ -117,7 +117,10 @@ def test_a_broken_model_is_found(name: str) -> None:
     model, expected = WRONG[name]
     report = check(model, X, Y, mc_samples=200, generator=seeded())
     assert not report.agrees
-    assert expected <= found(report)
+    # What the audit of a model sees already is refused; the rest is found here.
+    refused = {(r.quantity, r.method) for r in report.rows if r.verdict is Verdict.REFUSED}
+    assert expected <= found(report) | refused
+    assert found(report)
     assert "DIFFERS: " in repr(report)
     # What needs no derivative in the noise is right, and is told to be.
     assert not found(report) & {("R_approx", "central"), ("R_drop", "monte_carlo")}
@@ -198,7 +201,7 @@ def test_one_seed_is_one_report() -> None:
 
 
 def test_a_refusal_is_listed_with_its_words() -> None:
-    model = network(NoSecondDerivative.apply, at=1)  # forward mode does not know it
+    model = network(NoSecondDerivative.apply, at=4)  # forward mode does not know it
     rows = check(model, X, Y, mc_samples=20, generator=seeded()).rows
     (refused,) = [r for r in rows if r.method == "jvp" and r.quantity == "R_approx"]
     assert refused.verdict is Verdict.REFUSED

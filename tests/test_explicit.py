@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dropreg import explicit, explicit_regularizer, measure_explicit
 from dropreg.control.kernels import float32_precision
+from dropreg.errors import InputError
 from dropreg.noisy_loss import NoisyLoss
 from dropreg.probes import Probe
 
@@ -574,3 +575,28 @@ def test_tf32_is_switched_off_in_older_versions_of_pytorch_too() -> None:
         assert inside == [False, False]
         assert matmul.allow_tf32
         assert cudnn.allow_tf32
+
+
+def test_strengths_of_sites() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(4, 6), nn.Tanh(), nn.Dropout(0.3), nn.Linear(6, 5), nn.Dropout(0.5)]
+    model = nn.Sequential(*layers, nn.Linear(5, 3)).double()
+    x = torch.randn(6, 4, dtype=torch.float64)
+
+    def r(active: list[int], method: str = "exact", **options: Any) -> Tensor:
+        for index in (2, 4):
+            model[index].train(index in active)
+        generator = torch.Generator().manual_seed(0)
+        return explicit_regularizer(model, x, method=method, generator=generator, **options)
+
+    both = r([2, 4], strengths={"*": 0.25, "4": 2.0})
+    torch.testing.assert_close(both, 0.25 * r([2]) + 2.0 * r([4]))
+    torch.testing.assert_close(r([2, 4], strengths={"4": 0.0}), r([2]))
+    for method in ("sampled_labels", "jvp", "central"):  # with the same draws
+        options: dict[str, Any] = {"method": method}
+        options |= {"step": 1e-4} if method == "central" else {}
+        weaker = r([2, 4], strengths={"*": 0.25}, **options)
+        torch.testing.assert_close(weaker, 0.25 * r([2, 4], **options))
+    for wrong in ({"5": 1.0}, {"4": -1.0}, {"4": float("nan")}):
+        with pytest.raises(InputError, match="strength"):
+            r([2, 4], strengths=wrong)
