@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +24,12 @@ from torch.utils._pytree import tree_map
 from dropreg.control import draws
 from dropreg.control.buffers import scratch_attributes, scratch_buffers
 from dropreg.control.control import ADAPTERS, Adapter, Control, module_adapters
-from dropreg.control.kernels import exclusive, float32_precision, without_gradients
+from dropreg.control.kernels import (
+    exclusive,
+    float32_precision,
+    temporarily,
+    without_gradients,
+)
 from dropreg.control.passes import (
     Arguments,
     Output,
@@ -305,7 +310,7 @@ def _why_unreached(
     why = ""
     # What lies before the model, an encoder or a prompt, is not ours: nor are its hooks.
     arguments = tree_map(_cut_off, arguments)
-    with torch.enable_grad(), _own_gradients(model), warnings.catch_warnings():
+    with torch.enable_grad(), _own_gradients(model), _uncounted(model), warnings.catch_warnings():
         control = audit.control(leaves)
         found = pick(forward(model, arguments, control, scratch=True, attributes=True))
         wanted = [i for i, eta in enumerate(leaves.etas) if eta.requires_grad]
@@ -363,6 +368,17 @@ def _own_gradients(model: nn.Module) -> Iterator[None]:
             p.grad = grad
 
 
+@contextmanager
+def _uncounted(model: nn.Module) -> Iterator[None]:
+    """Keep DistributedDataParallel from taking a backward pass for the user's first one."""
+    wrappers = [m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)]
+    with (
+        temporarily(wrappers, "static_graph", False),
+        temporarily(wrappers, "require_backward_grad_sync", False),
+    ):
+        yield
+
+
 def _cut_off(x: Any) -> Any:
     return x.detach().requires_grad_() if isinstance(x, Tensor) and x.requires_grad else x
 
@@ -393,6 +409,23 @@ def _only(index: int, noise: Callable[[Site], Tensor]) -> Noise:
         nonlocal visited
         visited += 1
         return noise(site) if visited == index + 1 else None
+
+    return of_site
+
+
+class _OtherWay(Exception):
+    """The noise sends the pass another way, as routing to experts does."""
+
+
+def _in_order(etas: Mapping[int, Tensor], sites: Sequence[Site], scale: float) -> Noise:
+    """Given noise times a scale, by the number of the site."""
+    expected = iter(enumerate(sites))
+
+    def of_site(site: Site) -> Tensor | None:
+        index, before = next(expected, (-1, None))
+        if before is None or site.mask_shape != before.mask_shape:
+            raise _OtherWay
+        return scale * etas[index] if index in etas else None
 
     return of_site
 
@@ -436,20 +469,25 @@ def _why_wrong_gradient(
     slope = sum(float((g.double() * etas[i]).sum()) for i, g in reached.items())
     eps = torch.finfo(first.dtype).eps
     rounding = 100 * eps * float(first.double().nan_to_num(0.0, 0.0, 0.0).abs().sum())
-    difference = 0.0
+    difference, any_compared = 0.0, False
     with float32_precision():
         # A kink between the two ends is no mistake: it goes away with the step.
-        for step in (1e-2, 1e-3, 1e-4):
-            visited = [iter(range(len(sites))) for _ in range(2)]
-            ends = [
-                logits(lambda site, s=s, v=v: s * etas[i] if (i := next(v)) in etas else None)
-                for s, v in zip((step, -step), visited, strict=True)
-            ]
+        for step in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
+            scale = max(abs(slope), abs(difference))
+            if step < 1e-4 and rounding / step > 0.01 * scale:
+                break  # too small to say anything
+            try:
+                ends = [logits(_in_order(etas, sites, s)) for s in (step, -step)]
+            except _OtherWay:
+                continue
             moved = (ends[0].double() - ends[1].double()).nan_to_num(0.0, 0.0, 0.0)
             difference = float((u * moved).sum()) / (2 * step)
-            margin = 0.1 * max(abs(slope), abs(difference)) + rounding / step
-            if abs(difference - slope) <= margin:
+            scale = max(abs(slope), abs(difference))
+            if abs(difference - slope) <= 0.1 * scale + rounding / step:
                 return ""
+            any_compared = True
+    if not any_compared:
+        return ""
     return (
         f"the derivative of the logits along the noise is {slope:.4g} by the backward pass and "
         f"{difference:.4g} by differences: somewhere a gradient is cut (.detach(), .data, a "
@@ -505,8 +543,8 @@ class _Watch(draws.Operations):
     """Looks at every operation of a pass, and at what it writes to.
 
     Attributes:
-        any_half_precision: Whether one after the first site gave less than float32. Before it there
-            is no noise yet, and so no small difference to drown.
+        any_half_precision: Whether one after the first site gave less than float32, or computed in
+            integers. Before it there is no noise yet, and so no small difference to drown.
     """
 
     def __init__(self, control: Control, model: nn.Module) -> None:
@@ -528,7 +566,7 @@ class _Watch(draws.Operations):
                     self._save(given.get(index, given.get(argument.name)))
         result = super().__torch_dispatch__(func, types, args, kwargs)
         if self._control.sites and isinstance(result, Tensor) and result.is_floating_point():
-            self.any_half_precision |= result.itemsize < 4
+            self.any_half_precision |= result.itemsize < 4 or func.namespace == "quantized"
         return result
 
     def _save(self, written: Any) -> None:

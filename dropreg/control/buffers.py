@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -90,9 +91,9 @@ def scratch_attributes(model: nn.Module) -> Iterator[Callable[[], bool]]:
                 del vars(module)[name]
             for name, (value, held) in old.items():
                 vars(module)[name] = value
-                if isinstance(value, list):
+                if isinstance(held, list):
                     value[:] = held
-                elif isinstance(value, dict):
+                elif held is not None:
                     value.clear()
                     value.update(held)
 
@@ -100,7 +101,7 @@ def scratch_attributes(model: nn.Module) -> Iterator[Callable[[], bool]]:
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     """Each attribute, and what it holds if it is a list or dict."""
     return {
-        name: (value, value.copy() if type(value) in (list, dict) else None)
+        name: (value, value.copy() if type(value) in (list, dict, OrderedDict) else None)
         for name, value in vars(module).items()
         if name not in _OF_EVERY_MODULE or name in ("_parameters", "_modules")
     }

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dropreg.errors import NeverSupportedError
 
@@ -283,7 +284,7 @@ class _Drawn:
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(func, "__name__", str(func)).strip("_")
-        first = next(a for a in args if isinstance(a, _Drawn))
+        first = next(a for a in tree_leaves((args, kwargs)) if isinstance(a, _Drawn))
         method = getattr(type(first), f"_on_{name}", None)
         if method is None or kwargs:
             first._refuse(f"`{name}`")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -59,9 +60,9 @@ def float32_precision(*, tf32: bool = False) -> Iterator[None]:
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     if hasattr(matmul, "fp32_precision"):  # PyTorch 2.9 and later
         owners = [matmul, cudnn.conv, cudnn.rnn]  # type: ignore[attr-defined]
-        chosen = _set(owners, "fp32_precision", "tf32" if tf32 else "ieee")
+        chosen = temporarily(owners, "fp32_precision", "tf32" if tf32 else "ieee")
     else:
-        chosen = _set([matmul, cudnn], "allow_tf32", tf32)
+        chosen = temporarily([matmul, cudnn], "allow_tf32", tf32)
     with exclusive(), chosen:
         yield
 
@@ -81,7 +82,7 @@ def differentiable_kernels(
         backends.append(torch.backends.mkldnn)
     plain = _Plain() if forward_mode or third_order else nullcontext()
     # Not by the flags() contexts of the backends: those reset every other option as well.
-    with exclusive(), sdpa_kernel(SDPBackend.MATH), _set(backends, "enabled", False), plain:
+    with exclusive(), sdpa_kernel(SDPBackend.MATH), temporarily(backends, "enabled", False), plain:
         yield
 
 
@@ -100,7 +101,7 @@ def derivative_at_zero(function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Te
             differentiated again; or within another forward-mode derivative, or `torch.vmap`.
     """
     # Not torch.func.jvp: its wrapped tensors end up in the modules to which a forward assigns.
-    with differentiable_kernels(forward_mode=True), _dual_level(), _OutOfPlace():
+    with differentiable_kernels(forward_mode=True), _all_kept(), _dual_level(), _OutOfPlace():
         with _naming_what_is_missing():
             result = function(forward_ad.make_dual(torch.zeros(()), torch.ones(())))
         if torch._C._functorch.is_batchedtensor(result):
@@ -128,6 +129,22 @@ def _dual_level() -> Iterator[None]:
         yield
     finally:
         level.__exit__(None, None, None)
+
+
+@contextmanager
+def _all_kept() -> Iterator[None]:
+    """Have activation checkpoints keep what they would compute again, there without tangents."""
+    names = {"_checkpoint_hook": lambda _frame: nullcontext(), "CheckpointFunction": _RunAtOnce}
+    with ExitStack() as stack:
+        for name, instead in names.items():
+            stack.enter_context(temporarily([torch.utils.checkpoint], name, instead))
+        yield
+
+
+class _RunAtOnce:
+    @staticmethod
+    def apply(function: Callable[..., Any], _preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
 
 
 class _OutOfPlace(TorchDispatchMode):
@@ -231,7 +248,7 @@ def refuse_static_graph(model: nn.Module) -> None:
 
 
 @contextmanager
-def _set(owners: Sequence[Any], name: str, value: object) -> Iterator[None]:
+def temporarily(owners: Sequence[Any], name: str, value: object) -> Iterator[None]:
     """Set an attribute of several objects, and set it back afterwards, whatever happens."""
     before = [getattr(owner, name) for owner in owners]
     try:

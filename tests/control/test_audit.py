@@ -3,6 +3,7 @@
 import random
 import types
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -575,3 +576,41 @@ def test_noise_that_changes_the_way_through_the_model_is_refused() -> None:
     replacement = dropreg.replace_dropout(model, method="even_odd")
     with pytest.raises(errors.NotYetSupportedError, match="met different dropouts"):
         replacement.loss(X[:5], Y[:5])  # of five rows the two halves choose different numbers
+
+
+def test_noise_that_changes_the_shapes_of_later_masks_is_audited() -> None:
+    class Experts(nn.Module):
+        """Rows go to one of two experts by a noisy score: full noise changes how many do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.gate, self.experts = nn.Linear(4, 2), nn.ModuleList(nn.Linear(4, 3) for _ in "ab")
+            self.before, self.after = nn.Dropout(0.5), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.before(x)
+            chosen, out = self.gate(x).argmax(-1), x.new_zeros(len(x), 3)
+            for index, expert in enumerate(self.experts):
+                rows = chosen == index
+                out = out.index_put((rows,), self.after(expert(x[rows])))
+            return out
+
+    x = torch.randn((32, 4), generator=torch.Generator().manual_seed(1))
+    sites = find_sites(Experts(), x)
+    assert len(sites) == 3
+    assert not sites.unreached
+
+
+def test_a_mask_as_an_index_is_refused() -> None:
+    model = Net(lambda h: h.index_put((torch.rand(6) < 0.3,), torch.zeros(())))
+    with pytest.raises(errors.NeverSupportedError, match="index_put"):
+        find_sites(model, X)
+
+
+def test_a_module_may_hold_an_ordered_dict() -> None:
+    model = Net(torch.tanh)
+    model.seen = OrderedDict(a=1)
+    model.middle = lambda h: (model.seen.update(b=2), h)[1]
+    find_sites(model, X)
+    assert model.seen == OrderedDict(a=1)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from dropreg import errors, explicit_regularizer, implicit_noise, replace_dropout
 from dropreg.control.buffers import scratch_buffers
@@ -494,3 +495,30 @@ def test_a_static_graph_is_refused_wherever_it_lies() -> None:
     with pytest.raises(errors.NotYetSupportedError, match="static_graph=False"):
         implicit_noise(model, X, Y)
     explicit_regularizer(model, X, method="central")
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")  # of passes without gradients
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_forward_mode_goes_through_checkpoints(use_reentrant: bool) -> None:
+    class Block(nn.Module):
+        def __init__(self, *, checkpointed: bool) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+            self.block = nn.Sequential(nn.LayerNorm(8), nn.Dropout(0.3), nn.Linear(8, 8), nn.Tanh())
+            self.checkpointed = checkpointed
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            if not self.checkpointed:
+                return self.head(self.block(h))
+            return self.head(checkpoint(self.block, h, use_reentrant=use_reentrant))
+
+    rows = []
+    for checkpointed in (False, True):
+        model = Block(checkpointed=checkpointed).double()
+        value = explicit_regularizer(model, X.double(), method="jvp", generator=seeded())
+        value.backward()
+        rows.append([value, *(p.grad for p in model.parameters())])
+    for plain, ours in zip(*rows, strict=True):
+        torch.testing.assert_close(ours, plain)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from compare import Case
+from compare import Case, InFloat64
 from torch import Tensor, nn
 
 
@@ -358,7 +359,9 @@ def t5() -> Case:
 
 @family("T5, gradient checkpointing", "transformers")
 def t5_checkpointed() -> Case:
-    return recomputed(t5())
+    # A mode is off within torch.autograd.grad, and so in what that computes again.
+    contexts = {"context_fn": lambda: (nullcontext(), InFloat64())}
+    return recomputed(t5(), use_reentrant=False, **contexts)
 
 
 def bart_model(layerdrop: float) -> nn.Module:
@@ -424,7 +427,8 @@ def wav2vec2_model(**options: Any) -> nn.Module:
 
 @family("Wav2Vec2", "transformers")
 def wav2vec2() -> Case:
-    return ready(wav2vec2_model(), {"input_values": numbers(2, 40)})
+    # Six positions, as the library refuses to guess which of two equal dimensions are classes.
+    return ready(wav2vec2_model(), {"input_values": numbers(2, 48)})
 
 
 @family("Wav2Vec2, SpecAugment", "transformers", expected="refused")
@@ -571,7 +575,12 @@ def timm_efficientnet() -> Case:
     import timm
 
     model = timm.create_model("efficientnet_b0", num_classes=3, drop_rate=0.2, drop_path_rate=0.2)
-    return ready(model, numbers(3, 3, 32, 32), spread=0.01)
+    # Not smaller: batch norm of three numbers makes a function too wild for finite differences, as
+    # all the weights together are.
+    model.requires_grad_(False)
+    for part in (model.conv_head, model.classifier):
+        part.requires_grad_(True)
+    return ready(model, numbers(3, 3, 64, 64), spread=0.0)
 
 
 @family("ResNet, DropBlock", "timm", expected="refused")
@@ -735,7 +744,7 @@ def grad_sample() -> Case:
     return Case(GradSampleModule(case.model), case.inputs, plain)
 
 
-@family("checkpoint_wrapper", "fairscale")
+@family("checkpoint_wrapper", "fairscale", expected="refused")
 def fairscale_checkpoint() -> Case:
     from fairscale.nn.checkpoint import checkpoint_wrapper
 

@@ -35,6 +35,10 @@ class NotDescribed(Exception):
     """The reference does not describe this model: only a refusal is right."""
 
 
+class NoDerivative(NotDescribed):
+    """Nothing else is random, but the noise acts where autograd does not see it."""
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A mask that a pass drew.
@@ -104,7 +108,8 @@ class Reference:
             targets: Labels; random ones if None.
 
         Raises:
-            NotDescribed: If something else is random, or hidden from autograd.
+            NotDescribed: If something else is random; `NoDerivative` if the noise is hidden from
+                autograd.
         """
         self.model, self.inputs = model, inputs
         self.parameters = [p for p in model.parameters() if p.requires_grad]
@@ -141,7 +146,7 @@ class Reference:
         t = self.jacobian() @ torch.cat([e.flatten() for e in eta])
         difference = (up - down).flatten() / (2 * NOISE_STEP)
         if (difference - t).abs().max() > 1e-5 * max(float(t.abs().max()), 1e-6):
-            raise NotDescribed("autograd does not see what the noise does")
+            raise NoDerivative("autograd does not see what the noise does")
 
     def rademacher(self, seed: int) -> list[Tensor]:
         """A random sign times the standard deviation, for each mask value."""

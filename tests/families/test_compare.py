@@ -63,3 +63,9 @@ def test_a_way_that_full_noise_changes_is_not_compared_there():
     assert (row.wrong, row.crashed, row.refused) == ([], [], {})
     assert set(row.not_compared) == {"even_odd"}
     assert len(row.errors) == 7
+
+
+def test_a_detached_noise_has_to_be_refused_by_what_differentiates():
+    row = last(Case(Hidden("detached").double().train(), torch.randn(4, 3, dtype=torch.float64)))
+    assert row.verdict == "refused"
+    assert set(row.refused) == {"exact", "analytic noise"}

@@ -28,33 +28,12 @@ def test_each_declared_family_has_its_row(declared):
     assert len({each.name + each.package for each in declared}) == len(declared)
 
 
-OPEN = {
-    "AWD-LSTM's WeightDrop by setattr",
-    "dynamic quantization after dropout",
-    "BERT, gradient checkpointing",
-    "BERT, gradient checkpointing, reentrant",
-    "GPT-2, gradient checkpointing",
-    "T5, gradient checkpointing",
-    "BART, gradient checkpointing",
-    "LoRA on GPT-2, gradient checkpointing",
-    "Switch (mixture of experts)",
-    "ResNet, drop_path, zero-init gates",
-    "ViT, drop_path, layer scale 1e-6",
-    "GradSampleModule",
-    "checkpoint_wrapper",
-}
-"""Families that the recorded rows show to crash or to be wrong: to be emptied, and this with it."""
-
-
 def test_every_row_is_right_or_a_refusal():
-    wrong = {row["family"] for row in RECORD["rows"] if row["verdict"] in ("WRONG", "CRASH")}
-    assert wrong == OPEN
     for row in RECORD["rows"]:
-        if row["family"] not in OPEN:
-            assert not row["wrong"] + row["crashed"]
-            compared = len(row["errors"]) + len(row["not_compared"])
-            assert row["refused"] or compared == families.METHODS
-            assert row["expected"] == "works" or row["verdict"] == "refused"
+        assert not row["wrong"] + row["crashed"]
+        compared = len(row["errors"]) + len(row["not_compared"])
+        assert row["refused"] or compared == families.METHODS
+        assert (row["expected"] == "refused") == (row["verdict"] == "refused")
 
 
 def row(**changes):
