@@ -306,13 +306,12 @@ def central_logits(
             )
         eps = max(torch.finfo(dtype).eps for dtype in (down.dtype, *(s.dtype for s in sites)))
         # The logits are right up to eps times their size, so their derivative up to eps / step of
-        # it; truncation leaves step^2. Below the root of eps the one has grown past the root of
-        # eps, and the other has long been less: from eps^(1/3) on, a smaller step loses.
-        if step < math.sqrt(eps):
+        # it. From eps^(1/3) on a smaller step loses; here a tenth of the logits would be lost.
+        if step < 10 * eps:
             raise InputError(
                 f"step is {step:g}, too small for this model's precision: rounding would err by "
-                f"{eps / step:.0e} of the logits. Take at least {math.sqrt(eps):.1e}, or better "
-                f"the default, {DEFAULT_STEP}."
+                f"{eps / step:.0e} of the logits. Take the default, {DEFAULT_STEP}, or "
+                f"something near {eps ** (1 / 3):.1g}."
             )
         # Last: a pass may depend on the buffers (spectral norm), and both must start from the same.
         up, _ = noisy.logits(probe.at(step), update_buffers=update_buffers)

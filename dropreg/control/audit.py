@@ -469,7 +469,7 @@ def _why_wrong_gradient(
     slope = sum(float((g.double() * etas[i]).sum()) for i, g in reached.items())
     eps = torch.finfo(first.dtype).eps
     rounding = 100 * eps * float(first.double().nan_to_num(0.0, 0.0, 0.0).abs().sum())
-    difference, any_compared = 0.0, False
+    difference, any_compared, any_moved = 0.0, False, False
     with float32_precision():
         # A kink between the two ends is no mistake: it goes away with the step.
         for step in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6):
@@ -485,9 +485,16 @@ def _why_wrong_gradient(
             scale = max(abs(slope), abs(difference))
             if abs(difference - slope) <= 0.1 * scale + rounding / step:
                 return ""
-            any_compared = True
+            any_compared, any_moved = True, any_moved or bool(moved.count_nonzero())
     if not any_compared:
         return ""
+    if not any_moved:
+        raise NeverSupportedError(
+            "small noise does not move the logits at all, though a gradient comes back: between the "
+            "two lies a rounding or another choice with a made-up gradient (a straight-through "
+            "estimator). No regularizer follows from such noise. Drop behind the rounding, or "
+            "switch the dropout off."
+        )
     return (
         f"the derivative of the logits along the noise is {slope:.4g} by the backward pass and "
         f"{difference:.4g} by differences: somewhere a gradient is cut (.detach(), .data, a "
