@@ -59,11 +59,9 @@ class NoisyLoss:
             model: The model, in train mode.
             inputs: A tensor, a tuple of positional or a dict of keyword arguments for it.
             loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
-        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
-            if None, see `dropreg.control.passes.find_logits`.
             targets: Labels; without them only the logits can be asked for.
-            output: Picks the logits out of what the model returns; if None, see
-                `dropreg.control.passes.find_logits`.
+            output: Picks the logits out of what the model returns, e.g.
+                ``lambda o: o.start_logits``; if None, see `dropreg.control.passes.find_logits`.
 
         Raises:
             InputError: If the loss is unknown.

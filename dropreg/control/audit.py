@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -94,6 +94,7 @@ class Audit:
         adapted: See `Control`.
         private: See `Control`.
         known: The names of all sites met by now, without their count.
+        without_gradients: The sites that lie where the model has switched gradients off.
     """
 
     sites: Sites = field(default_factory=lambda: Sites(()))
@@ -103,6 +104,7 @@ class Audit:
     adapted: Sequence[tuple[nn.Module, Adapter]] = ()
     private: Sequence[tuple[str, draws.Reader]] = ()
     known: set[str] = field(default_factory=set)
+    without_gradients: Sequence[Site] = ()
 
     def control(self, noise: Noise = clean) -> Control:
         """Control of one pass of the model; before it, as if it had met what the audit met."""
@@ -266,16 +268,29 @@ def _require_inplace_result_is_used(
 # ------------------------------------------------------------------------- does a gradient arrive?
 
 
-class _Leaves:
-    """Zeros to differentiate in, at every site that a backward pass may reach."""
+class _Around:
+    """The noise of one pass around a base, with its steps; counts the sites."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: float, steps: Mapping[int, Tensor], scale: float = 0.0) -> None:
+        self._base, self._steps, self._scale, self._visited = base, steps, scale, 0
+
+    def __call__(self, site: Site) -> Tensor:
+        index, self._visited = self._visited, self._visited + 1
+        # Of a law with a density, so that what is equal (two entries of a max-pool) is not any more.
+        eta = _draw(site, Law.GAUSSIAN, self._base, int(1000 * self._base) + index)
+        return eta + self._scale * self._steps[index] if index in self._steps else eta
+
+
+class _Leaves(_Around):
+    """The same as leaves to differentiate in, at every site that a backward pass may reach."""
+
+    def __init__(self, base: float) -> None:
+        super().__init__(base, {})
         self.etas: list[Tensor] = []
 
     def __call__(self, site: Site) -> Tensor:
-        eta = torch.zeros(site.mask_shape, dtype=site.noise_dtype, device=site.device)
-        self.etas.append(eta.requires_grad_(torch.is_grad_enabled()))
-        return eta
+        self.etas.append(super().__call__(site).requires_grad_(torch.is_grad_enabled()))
+        return self.etas[-1]
 
 
 def _why_unreached(
@@ -290,7 +305,8 @@ def _why_unreached(
 
     A site whose noise moves the logits, and to which no gradient comes back, would be taken for one
     without effect. The same vector is pulled back to everything else too, so that whatever is
-    computed again in the backward pass is seen to draw.
+    computed again in the backward pass is seen to draw. What lies behind a gate that is closed as
+    training begins (ReZero, LayerScale, LoRA) is looked at with the gate open.
 
     Returns:
         What is wrong with derivatives in reverse mode and in forward mode; nothing if all is well.
@@ -298,56 +314,142 @@ def _why_unreached(
     Raises:
         NotYetSupportedError: If the backward pass draws.
     """
-    generator = torch.Generator().manual_seed(0)
-    u = sample(Law.RADEMACHER, first.shape, 0.5, generator=generator, device=first.device)
-    leaves = _Leaves()
-    gradients: list[Tensor | None] = [None] * len(audit.sites)
-    why = ""
     # What lies before the model, an encoder or a prompt, is not ours: nor are its hooks.
     arguments = tree_map(_cut_off, arguments)
+    while isinstance(model, nn.parallel.DistributedDataParallel):  # it counts such passes
+        model = model.module
+
+    def pulled_back(base: float, first: Tensor) -> tuple[list[Tensor | None], list[Site], str]:
+        return _pull_back(model, arguments, audit, pick, first, base)
+
+    found = _compare(pulled_back, audit, first, logits)
+    gates = [] if found[0] else _closed(model)
+    if gates:
+        with _opened(gates):
+            with without_gradients():
+                first = logits()
+            if first.isfinite().any():
+                found = _compare(pulled_back, audit, first, logits)
+    return found
+
+
+def _compare(
+    pulled_back: Callable[[float, Tensor], tuple[list[Tensor | None], list[Site], str]],
+    audit: Audit,
+    first: Tensor,
+    logits: Callable[..., Tensor],
+) -> tuple[str, str]:
+    """What is wrong with derivatives in reverse mode and in forward mode, for some weights."""
+    gradients, sites, why = pulled_back(0.0, first)
+    if why:
+        return why, ""
+    forward_mode = ""
+    with without_gradients():
+        for index, (site, gradient) in enumerate(zip(sites, gradients, strict=True)):
+            if gradient is None and (cut := _why_no_gradient(site, index, first, logits)):
+                if site in audit.without_gradients:  # forward mode goes on there
+                    cut = f"{site.kind} ({site.name}) lies in a torch.no_grad() block of the model"
+                else:
+                    forward_mode = cut
+                why = cut
+    if why or audit.sites.uses_half_precision:
+        return why, forward_mode
+    # A kink just where the clean network is looks like a wrong gradient: not in three places.
+    for base in (0.0, 0.2, 0.3):
+        if base:
+            gradients, sites, why = pulled_back(base, first)
+        with without_gradients():
+            why = why or _why_wrong_gradient(gradients, sites, first, base, logits)
+        if not why:
+            return "", ""
+    return why, why
+
+
+def _pull_back(
+    model: nn.Module,
+    arguments: Arguments,
+    audit: Audit,
+    pick: Output,
+    first: Tensor,
+    base: float,
+) -> tuple[list[Tensor | None], list[Site], str]:
+    """The gradient at each site of the logits times `_direction`, the sites, and what failed."""
+    leaves = _Leaves(base)
     with torch.enable_grad(), _own_gradients(model), warnings.catch_warnings():
         control = audit.control(leaves)
         found = pick(forward(model, arguments, control, scratch=True, attributes=True))
+        found = find_logits(found)
         wanted = [i for i, eta in enumerate(leaves.etas) if eta.requires_grad]
+        audit.without_gradients = [
+            site
+            for site, eta in zip(control.sites, leaves.etas, strict=True)
+            if not eta.requires_grad
+        ]
         others = _leaf_variables(found, {id(eta) for eta in leaves.etas})
-        gradients = [None] * len(leaves.etas)
+        gradients: list[Tensor | None] = [None] * len(leaves.etas)
         before = draws.states()
+        why = ""
         if found.requires_grad:
             try:
                 warnings.simplefilter("ignore")  # of missing derivatives: they are looked for here
                 pulled = torch.autograd.grad(
                     found,
                     [*(leaves.etas[i] for i in wanted), *others],
-                    u.to(found.dtype),
+                    _direction(first).to(found.dtype),
                     retain_graph=True,  # a tensor that the model holds may have a past of its own
                     allow_unused=True,
                 )
             except RuntimeError as error:
                 why = f"the backward pass fails: {str(error).splitlines()[0]}"
             else:
-                gradients = [
-                    pulled[wanted.index(i)] if i in wanted else None for i in range(len(gradients))
-                ]
+                for i, gradient in zip(wanted, pulled, strict=False):
+                    gradients[i] = gradient
         if drawn := draws.changed(before, draws.states()):
             raise NotYetSupportedError(
                 f"the backward pass draws random numbers ({', '.join(drawn)}): it computes a part "
                 "of the model again, as a checkpoint of its own does, and with other masks. Use "
                 "torch.utils.checkpoint.checkpoint, or put that part in eval mode."
             )
-    if why:
-        return why, ""
-    forward_mode = ""
-    with without_gradients():
-        for index, (site, gradient) in enumerate(zip(control.sites, gradients, strict=True)):
-            if gradient is None and (cut := _why_no_gradient(site, index, first, logits)):
-                if not leaves.etas[index].requires_grad:  # forward mode goes on without gradients
-                    cut = f"{site.kind} ({site.name}) lies in a torch.no_grad() block of the model"
-                else:
-                    forward_mode = cut
-                why = cut
-        if not why and not audit.sites.uses_half_precision:
-            why = forward_mode = _why_wrong_gradient(gradients, control.sites, first, u, logits)
-    return why, forward_mode
+    return gradients, control.sites, why
+
+
+def _direction(logits: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return sample(Law.RADEMACHER, logits.shape, 0.5, generator=generator, device=logits.device)
+
+
+_CLOSED = 1e-3
+"""The largest entry of a parameter that shuts off what it multiplies."""
+
+
+def _closed(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that are all but zero, as gates are when training begins, and biases."""
+    return [
+        p
+        for p in model.parameters()
+        if type(p) is nn.Parameter
+        and p.is_floating_point()
+        and p.numel()
+        and not p.is_meta
+        and not torch._C._functorch.is_functorch_wrapped_tensor(p)
+        and p.detach().abs().max() < _CLOSED
+    ]
+
+
+@contextmanager
+def _opened(gates: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Put other values in the place of parameters that are all but zero."""
+    before = [(p, p.detach()) for p in gates]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for p, value in before:
+            size = 0.5 / value.shape[-1] ** 0.5 if value.ndim > 1 else 0.5
+            signs = sample(Law.RADEMACHER, value.shape, 0.5, generator=generator)
+            p.data = (size * signs).to(value)
+        yield
+    finally:
+        for p, value in before:
+            p.data = value
 
 
 @contextmanager
@@ -427,34 +529,40 @@ def _why_wrong_gradient(
     gradients: Sequence[Tensor | None],
     sites: Sequence[Site],
     first: Tensor,
-    u: Tensor,
+    base: float,
     logits: Callable[..., Tensor],
 ) -> str:
     """What is wrong if the noise moves the logits otherwise than the gradients say."""
     reached = {i: g for i, g in enumerate(gradients) if g is not None}
     etas = {i: _draw(sites[i], Law.RADEMACHER, 1.0, i) for i in reached}
     slope = sum(float((g.double() * etas[i]).sum()) for i, g in reached.items())
-    eps = torch.finfo(first.dtype).eps
-    rounding = 100 * eps * float(first.double().nan_to_num(0.0, 0.0, 0.0).abs().sum())
-    difference = 0.0
+    rounding = 10 * torch.finfo(first.dtype).eps * float(_finite(first).norm())
+    u, before = _direction(first), None
     with float32_precision():
-        # A kink between the two ends is no mistake: it goes away with the step.
+        # A kink between the two ends goes away with the step, and rounding comes with it: only
+        # where two steps give the same is a difference that is not the slope the derivative.
         for step in (1e-2, 1e-3, 1e-4):
-            visited = [iter(range(len(sites))) for _ in range(2)]
-            ends = [
-                logits(lambda site, s=s, v=v: s * etas[i] if (i := next(v)) in etas else None)
-                for s, v in zip((step, -step), visited, strict=True)
-            ]
-            moved = (ends[0].double() - ends[1].double()).nan_to_num(0.0, 0.0, 0.0)
-            difference = float((u * moved).sum()) / (2 * step)
-            margin = 0.1 * max(abs(slope), abs(difference)) + rounding / step
-            if abs(difference - slope) <= margin:
+            ends = [logits(_Around(base, etas, s)) for s in (step, -step)]
+            difference = float((u * _finite(ends[0].double() - ends[1].double())).sum())
+            difference /= 2 * step
+            error = abs(difference - slope)
+            if error <= 0.01 * max(abs(slope), abs(difference)) + rounding / step:
+                return ""
+            if before is not None and abs(difference - before) < 0.2 * error:
+                break
+            before = difference
+        else:
+            if error <= 1000 * rounding / step:
                 return ""
     return (
         f"the derivative of the logits along the noise is {slope:.4g} by the backward pass and "
         f"{difference:.4g} by differences: somewhere a gradient is cut (.detach(), .data, a "
         "straight-through estimator) or wrong (the backward of an autograd.Function)"
     )
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.double().nan_to_num(0.0, 0.0, 0.0)
 
 
 # ----------------------------------------------------------------- what cannot be seen, or written
