@@ -211,7 +211,7 @@ class Control(TorchFunctionMode):
         self._note_draws()
         # The noise itself is not computed again: no checkpoint is to count what it keeps.
         own = saved_tensors_hooks(_same, _same) if is_computed_again else nullcontext()
-        with own:
+        with own, torch._C.DisableTorchFunction():  # a module's adapter runs under control itself
             eta = self._source(site)
         self._states = draws.states(self.private)  # what our own noise has drawn is no matter
         self._given.append(eta)

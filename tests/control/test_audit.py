@@ -429,7 +429,7 @@ def test_audit_is_made_once_and_again_when_the_model_changes() -> None:
     model = Counted(nn.Identity())
     dropreg.explicit_regularizer(model, X)
     first = len(COUNTED)
-    assert first == 6  # five passes for the audit and one for the value
+    assert first == 10  # nine passes for the audit and one for the value
     dropreg.explicit_regularizer(model, X)
     assert len(COUNTED) == first + 1
     model.middle = Jitter()
@@ -749,7 +749,7 @@ def test_an_auxiliary_head_changes_nothing() -> None:
     noise = dropreg.implicit_noise(only_aux, X, Y)
     noise.backward()
     assert noise == 0
-    assert not only_aux.head.weight.grad.any()
+    assert all(p.grad is None or not p.grad.any() for p in only_aux.parameters())
 
 
 def relu_network(seed: int) -> tuple[nn.Module, Tensor]:
@@ -758,7 +758,11 @@ def relu_network(seed: int) -> tuple[nn.Module, Tensor]:
     width, depth = (4, 16, 64)[seed % 3], 1 + seed % 4
     layers: list[nn.Module] = [nn.Conv1d(1, width, 3, padding=1), nn.ReLU(), nn.Dropout(0.3)]
     for _ in range(depth):
-        layers += [nn.Conv1d(width, width, 3, padding=1), nn.ReLU(), nn.Dropout(0.1 + 0.2 * (seed % 2))]
+        layers += [
+            nn.Conv1d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Dropout(0.1 + 0.2 * (seed % 2)),
+        ]
     layers += [nn.MaxPool1d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * width, 3)]
     return nn.Sequential(*layers), torch.randn(1 + seed % 7, 1, 8)
 
@@ -815,14 +819,15 @@ def test_two_passes_that_meet_other_sites_are_refused() -> None:
     for fewer in (False, True):
         for method in ("central", "even_odd"):
             objective = dropreg.replace_dropout(Experts(fewer=fewer), method=method)
-            with pytest.raises(errors.UnsupportedError, match="other|different|choice"):
-                for _ in range(8):
-                    objective.loss(X, Y)
+            with pytest.raises(errors.UnsupportedError, match=r"different|choice"):
+                objective.loss(X, Y)  # one of the two signs goes one way, one the other
 
 
 def test_a_dropout_whose_probability_grows_is_found_and_right() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 5), nn.Dropout(0.0), nn.Linear(5, 3), nn.Dropout(0.2)).double()
+    model = nn.Sequential(
+        nn.Linear(4, 5), nn.Dropout(0.0), nn.Linear(5, 3), nn.Dropout(0.2)
+    ).double()
     x = X.double()
     objective = dropreg.replace_dropout(model, method="exact", implicit=0)
     objective.loss(x, Y)
