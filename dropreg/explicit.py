@@ -217,8 +217,12 @@ def _full_hessian(noisy: NoisyLoss, probe: Probe, step: float) -> Tensor:
     with torch.enable_grad(), differentiable_kernels(third_order=True):
         s = noisy.zero_scale()
         loss = noisy(probe.at(s))
-        (slope,) = torch.autograd.grad(loss, s, create_graph=True)
-        (curvature,) = torch.autograd.grad(slope, s, create_graph=create_graph)
+        (slope,) = torch.autograd.grad(loss, s, create_graph=True, materialize_grads=True)
+        if not slope.requires_grad:  # of sites that reach no logit
+            return 0.0 * loss
+        (curvature,) = torch.autograd.grad(
+            slope, s, create_graph=create_graph, materialize_grads=True
+        )
     require_differentiable(curvature)
     return 0.5 * curvature.to(loss)
 

@@ -116,7 +116,11 @@ def _slope(noisy: NoisyLoss, sampling: Sampling) -> Tensor:
     with torch.enable_grad(), differentiable_kernels():
         scale = noisy.zero_scale()
         loss = noisy(sampling.probe().at(scale))
-        (slope,) = torch.autograd.grad(loss, scale, create_graph=create_graph)
+        (slope,) = torch.autograd.grad(
+            loss, scale, create_graph=create_graph, materialize_grads=True
+        )
+        if create_graph and not slope.requires_grad:  # of sites that reach no logit
+            slope = slope + 0.0 * loss
     require_differentiable(slope)
     return slope.to(loss)
 

@@ -61,11 +61,9 @@ class NoisyLoss:
             model: The model, in train mode.
             inputs: A tensor, a tuple of positional or a dict of keyword arguments for it.
             loss: Name of the loss, a `dropreg.Loss`, PyTorch's own loss module, or a function.
-        output: Picks the logits out of what the model returns, e.g. ``lambda o: o.start_logits``;
-            if None, see `dropreg.control.passes.find_logits`.
             targets: Labels; without them only the logits can be asked for.
-            output: Picks the logits out of what the model returns; if None, see
-                `dropreg.control.passes.find_logits`.
+            output: Picks the logits out of what the model returns, e.g.
+                ``lambda o: o.start_logits``; if None, see `dropreg.control.passes.find_logits`.
             strengths: Factors on the variance of the noise, by patterns of sites' names as in
                 `fnmatch`, e.g. ``{"encoder.*": 0.5, "*.attention.*": 0.0}``; the last that fits
                 counts, and where none does it is 1.

@@ -19,6 +19,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from dropreg.control import draws
 from dropreg.errors import InputError, NotYetSupportedError
@@ -148,11 +149,13 @@ class Control(TorchFunctionMode):
             if kwargs and kwargs.get("generator") is not None:
                 name = getattr(func, "__name__", str(func))
                 raise draws.refusal([f"{name} with a generator of its own (in {self.where()})"])
+            if self._any_mask and _detaches_a_mask(func, args):
+                return self.marked(args[0].view_as(args[0]))
             result = func(*args, **(kwargs or {}))
         else:
             result = adapter(self, *args, **(kwargs or {}))
         if self._any_mask:
-            self._follow_masks(func, args, result)
+            self._follow_masks(func, tree_leaves((args, kwargs)), result)
         return result
 
     def where(self) -> str:
@@ -208,7 +211,7 @@ class Control(TorchFunctionMode):
         self._note_draws()
         # The noise itself is not computed again: no checkpoint is to count what it keeps.
         own = saved_tensors_hooks(_same, _same) if is_computed_again else nullcontext()
-        with own:
+        with own, torch._C.DisableTorchFunction():  # a module's adapter runs under control itself
             eta = self._source(site)
         self._states = draws.states(self.private)  # what our own noise has drawn is no matter
         self._given.append(eta)
@@ -259,14 +262,15 @@ class Control(TorchFunctionMode):
         """See to it that a mask by hand is only scaled, shaped, and multiplied by."""
         # At its mean it is the clean network's only where it acts as a factor.
         masks = [a for a in args if isinstance(a, Tensor) and hasattr(a, "is_mask_by_hand")]
-        name = getattr(func, "__name__", str(func)).strip("_")
+        name = getattr(func, "__name__", str(func)).partition(".")[0].strip("_")
         if not masks or name in _LOOKS_AT_A_MASK:
             return
         others = [a for a in args if isinstance(a, Tensor) and a.ndim and a is not masks[0]]
-        if name in _SHAPES_A_MASK or (name in _SCALES_A_MASK and not others):
+        divides_by_it = name in _DIVIDES and args[0] is not masks[0]
+        if name in _SHAPES_A_MASK or (name in _SCALES_A_MASK and not (others or divides_by_it)):
             if isinstance(result, Tensor):
                 self.marked(result)
-        elif name not in _SCALES_A_MASK or (name in _DIVIDES and others):
+        elif name not in _SCALES_A_MASK or divides_by_it:
             raise NotYetSupportedError(
                 f"a mask drawn by hand is used in `{name}` (in {self.where()}): it is a dropout "
                 "only where it multiplies a tensor. Write it with torch.nn.functional.dropout or "
@@ -339,6 +343,12 @@ _SHAPES_A_MASK = {
     *("requires_grad_", "requires_grad", "flatten", "unflatten", "t", "cpu", "as_subclass"),
 }
 _LOOKS_AT_A_MASK = {"get", "set", "size", "dim", "numel", "is_floating_point", "new_empty"}
+
+
+def _detaches_a_mask(func: Callable[..., Any], args: Sequence[Any]) -> bool:
+    """Whether a mask by hand is detached: the user's own has no past, so nothing is meant by it."""
+    is_detach = func in (Tensor.detach, torch.detach, torch.ops.aten.detach.default)
+    return is_detach and hasattr(args[0], "is_mask_by_hand")
 
 
 def _same(x: Tensor) -> Tensor:

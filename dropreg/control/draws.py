@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dropreg.errors import NeverSupportedError
 
@@ -79,7 +79,8 @@ _IS_CPYTHON = sys.implementation.name == "cpython"
 def _python_state(generator: random.Random) -> object:
     if not _IS_CPYTHON:
         return generator.getstate()
-    return ctypes.string_at(id(generator) + _HEAD, _BODY)
+    words = ctypes.string_at(id(generator) + _HEAD, _BODY)
+    return words, generator.gauss_next  # type: ignore[attr-defined]  # half of a pair, kept
 
 
 def _numpy_state(bits: Any) -> object:
@@ -246,7 +247,7 @@ class _Drawn:
     """Random numbers that nobody has drawn yet; everything but making a mask of them is refused."""
 
     def __init__(self, control: Any, like: Tensor) -> None:
-        self._control, self._like = control, like  # `like` lies on the device "meta" or is empty
+        self._control, self._like = control, like
 
     @property
     def shape(self) -> torch.Size:
@@ -273,22 +274,40 @@ class _Drawn:
     def __bool__(self) -> bool:
         self._refuse("an `if`")
 
-    def __float__(self) -> float:
-        self._refuse("`float`")
-
-    def __index__(self) -> int:
-        self._refuse("an index")
+    __hash__ = object.__hash__
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        name = getattr(func, "__name__", str(func)).strip("_")
+        name = getattr(func, "__name__", str(func))
+        if name.startswith("__"):
+            name = name.strip("_")
         first = next(a for a in tree_leaves((args, kwargs)) if isinstance(a, _Drawn))
         method = getattr(type(first), f"_on_{name}", None)
-        if method is None or kwargs:
+        if method is None or kwargs or not any(a is first for a in args):
             first._refuse(f"`{name}`")
         return method(first, *args)
+
+
+_OPERATORS = (
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "matmul", "rmatmul", "truediv", "rtruediv"),
+    *("floordiv", "rfloordiv", "mod", "rmod", "pow", "rpow", "neg", "pos", "abs", "invert"),
+    *("and", "rand", "or", "ror", "xor", "rxor", "eq", "ne", "lt", "le", "gt", "ge", "round"),
+    *("getitem", "setitem", "iter", "len", "contains", "int", "float", "complex", "index", "array"),
+)
+"""Python looks for these in a class, past `__getattr__`, and finds some in every object."""
+
+
+def _refusing(operator: str) -> Callable[..., NoReturn]:
+    def refuse(self: _Drawn, *_: object) -> NoReturn:
+        self._refuse(f"`{operator}`")
+
+    return refuse
+
+
+for _name in _OPERATORS:
+    setattr(_Drawn, f"__{_name}__", _refusing(_name))
 
 
 class Uniform(_Drawn):
@@ -302,15 +321,24 @@ class Uniform(_Drawn):
         super().__init__(control, like)
         self._offset = offset
 
-    def __add__(self, other: object) -> Uniform:
+    def _number(self, other: object, what: str) -> float:
         if not isinstance(other, (int, float)):
-            self._refuse("a sum")
-        return Uniform(self._control, self._like, self._offset + other)
+            self._refuse(what)
+        return float(other)
 
-    __radd__ = add = add_ = __iadd__ = __add__
+    def __add__(self, other: object) -> Uniform:
+        return Uniform(self._control, self._like, self._offset + self._number(other, "a sum"))
+
+    __radd__ = add = __add__
 
     def __sub__(self, other: Any) -> Uniform:
-        return self + (-other)
+        return self + -self._number(other, "a difference")
+
+    def __iadd__(self, other: object) -> Uniform:
+        self._offset += self._number(other, "a sum")
+        return self
+
+    add_ = __iadd__
 
     def item(self) -> Uniform:
         """The number, yet undrawn."""
@@ -321,8 +349,11 @@ class Uniform(_Drawn):
         return Uniform(self._control, self._like.to(*args, **options), self._offset)
 
     def _below(self, bound: Any, *, below: bool = True) -> Any:
-        if isinstance(bound, _Drawn) or (isinstance(bound, Tensor) and bound.numel() != 1):
+        is_tensor = isinstance(bound, Tensor)
+        if isinstance(bound, _Drawn) or (is_tensor and bound.numel() != 1):
             self._refuse("a comparison with a tensor")
+        if is_tensor and bound.requires_grad:
+            self._refuse("a comparison with a number that asks for its gradient")
         p = float(bound) - self._offset
         p = min(max(p if below else 1.0 - p, 0.0), 1.0)
         if p in (0.0, 1.0):
@@ -344,10 +375,17 @@ class Uniform(_Drawn):
             self._refuse("`floor`")
         return Coin(self._control, self._like, self._offset).float_mask(self.dtype)
 
-    floor_ = floor
+    def floor_(self) -> Tensor:
+        """A mask of zeros and ones, which this object is from now on."""
+        mask = self.floor()
+        self.__class__, self._mask = _Floored, mask  # type: ignore[assignment]
+        return mask
 
     def _on_floor(self, _self: Any) -> Tensor:
         return self.floor()
+
+    def _on_floor_(self, _self: Any) -> Tensor:
+        return self.floor_()
 
     def _on_add(self, a: Any, b: Any) -> Uniform:
         return self + (b if a is self else a)
@@ -359,6 +397,32 @@ class Uniform(_Drawn):
         return self > b if a is self else self < a
 
     _on_le, _on_ge = _on_lt, _on_gt
+
+
+class _Floored(_Drawn):
+    """What `Uniform.floor_` has made a mask of, where it stood: all goes to the mask."""
+
+    _mask: Tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mask, name)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = tree_map(
+            lambda a: a._mask if isinstance(a, _Floored) else a, (args, kwargs or {})
+        )
+        return func(*args, **kwargs)
+
+
+def _passed_on(operator: str) -> Callable[..., Any]:
+    return lambda self, *args: getattr(self._mask, operator)(*args)
+
+
+for _name in _OPERATORS:
+    setattr(_Floored, f"__{_name}__", _passed_on(f"__{_name}__"))
 
 
 class Coin(_Drawn):
@@ -388,11 +452,15 @@ class Coin(_Drawn):
 
     def to(self, *args: Any, **options: Any) -> Any:
         """With another type or device."""
-        like = self._like.bool().to(*args, **options)
+        return self._as(self._like.bool().to(*args, **options))
+
+    def type(self, *args: Any, **options: Any) -> Any:
+        """With another type."""
+        return self._as(self._like.bool().type(*args, **options))
+
+    def _as(self, like: Tensor) -> Any:
         coin = Coin(self._control, like, self._p)
         return coin.float_mask(like.dtype) if like.is_floating_point() else coin
-
-    type = to
 
     def type_as(self, other: Tensor) -> Tensor:
         """The mask as zeros and ones."""
@@ -403,19 +471,26 @@ class Coin(_Drawn):
 
     logical_not = __invert__
 
+    def _factor(self, other: Any) -> Tensor:
+        """The mask in the type that a product with `other` has."""
+        is_float = isinstance(other, Tensor) and other.is_floating_point()
+        return self.float_mask(other.dtype if is_float else torch.get_default_dtype())
+
     def __mul__(self, other: Any) -> Tensor:
-        dtype = other.dtype if isinstance(other, Tensor) else torch.get_default_dtype()
-        return self.float_mask(dtype) * other
+        return self._factor(other) * other
 
     __rmul__ = mul = __mul__
 
     def __truediv__(self, other: Any) -> Tensor:
-        return self * (1.0 / other)
+        return self._factor(other) / other
 
     div = __truediv__
 
     def _on_mul(self, a: Any, b: Any) -> Tensor:
         return self * (b if a is self else a)
+
+    def _on_mul_(self, a: Any, _self: Any) -> Tensor:
+        return a.mul_(self._factor(a))
 
     def _on_logical_not(self, _self: Any) -> Coin:
         return ~self

@@ -1,5 +1,6 @@
 """What cannot be controlled is refused by its own error, which says what it is and what to do."""
 
+import copy
 import random
 import types
 import warnings
@@ -429,7 +430,7 @@ def test_audit_is_made_once_and_again_when_the_model_changes() -> None:
     model = Counted(nn.Identity())
     dropreg.explicit_regularizer(model, X)
     first = len(COUNTED)
-    assert first == 6  # five passes for the audit and one for the value
+    assert first == 10  # nine passes for the audit and one for the value
     dropreg.explicit_regularizer(model, X)
     assert len(COUNTED) == first + 1
     model.middle = Jitter()
@@ -614,3 +615,295 @@ def test_a_module_may_hold_an_ordered_dict() -> None:
     model.middle = lambda h: (model.seen.update(b=2), h)[1]
     find_sites(model, X)
     assert model.seen == OrderedDict(a=1)
+
+
+# -------------------------------------------------------------------- gradients that must arrive
+
+
+class Halved(torch.autograd.Function):
+    """A backward pass that is wrong by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad / 2
+
+
+def partly(h: Tensor) -> Tensor:
+    dropped = F.dropout(h, 0.4)
+    return dropped / 2 + dropped.detach() / 2
+
+
+def straight_through(h: Tensor) -> Tensor:
+    dropped = F.dropout(h, 0.4)
+    return dropped + (dropped.round(decimals=1) - dropped).detach()
+
+
+def one_of_two(h: Tensor) -> Tensor:
+    return F.dropout(F.dropout(h, 0.4).detach() / 2 + F.dropout(h, 0.4) / 2, 0.2)
+
+
+# Each with the same function of the noise, where gradients arrive.
+CUT: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "detach": (lambda h: F.dropout(h, 0.4).detach(), lambda h: F.dropout(h, 0.4)),
+    "data": (lambda h: F.dropout(h, 0.4).data, lambda h: F.dropout(h, 0.4)),
+    "Parameter": (
+        lambda h: h * nn.Parameter(F.dropout(torch.ones(5).to(h), 0.4)),
+        lambda h: h * F.dropout(torch.ones(5).to(h), 0.4),
+    ),
+    "numpy": (
+        lambda h: h * torch.from_numpy(F.dropout(torch.ones(5).to(h), 0.4).detach().numpy()),
+        lambda h: h * F.dropout(torch.ones(5).to(h), 0.4),
+    ),
+    "wrong backward": (lambda h: Halved.apply(F.dropout(h, 0.4)), lambda h: F.dropout(h, 0.4)),
+    "partly": (partly, lambda h: F.dropout(h, 0.4)),
+    "one of two": (
+        one_of_two,
+        lambda h: F.dropout(F.dropout(h, 0.4) / 2 + F.dropout(h, 0.4) / 2, 0.2),
+    ),
+    "straight-through": (straight_through, straight_through),
+}
+
+
+class Gate(nn.Module):
+    """A residual branch behind a gate, or the branch alone."""
+
+    def __init__(self, branch: Callable[[Tensor], Tensor], gate: float | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.branch = branch
+        self.gate = None if gate is None else nn.Parameter(torch.full((5,), gate))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).tanh()
+        dropped = self.branch(h)
+        return self.head(dropped if self.gate is None else h + self.gate * dropped)
+
+
+DERIVED = ("exact", "sampled_labels", "jvp", "full_hessian", "identity", "loss_jacobian")
+
+
+@pytest.mark.parametrize("gate", [None, 0.0, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", CUT)
+def test_a_cut_or_wrong_gradient_is_refused(
+    name: str, dtype: torch.dtype, gate: float | None
+) -> None:
+    model = Gate(CUT[name][0], gate).to(dtype)
+    x = X.to(dtype)
+    weights = {n: (p.data_ptr(), p.detach().clone()) for n, p in model.named_parameters()}
+    if name == "straight-through":
+        with pytest.raises(errors.NeverSupportedError, match="made-up gradient"):
+            find_sites(model, x)
+        return
+    assert find_sites(model, x)
+    for method in DERIVED:
+        with pytest.raises(errors.NotYetSupportedError, match=r"derivative.*method='central'"):
+            dropreg.explicit_regularizer(model, x, targets=Y, method=method)
+    with pytest.raises(errors.NotYetSupportedError, match=r"derivative.*method='central'"):
+        dropreg.implicit_noise(model, x, Y)
+    for n, p in model.named_parameters():
+        assert p.data_ptr() == weights[n][0]
+        assert torch.equal(p, weights[n][1])
+        assert p.grad is None
+
+
+@pytest.mark.parametrize("name", [n for n in CUT if n != "straight-through"])
+@pytest.mark.parametrize("method", ["central", "even_odd", "monte_carlo"])
+def test_a_cut_gradient_does_no_harm_to_passes_alone(name: str, method: str) -> None:
+    values = []
+    for branch in CUT[name]:
+        generator = torch.Generator().manual_seed(0)
+        values.append(
+            dropreg.explicit_regularizer(
+                Gate(branch).double(), X.double(), targets=Y, method=method, generator=generator
+            )
+        )
+    assert values[0] != 0
+    torch.testing.assert_close(*values)
+
+
+@pytest.mark.parametrize("batch", [2, 64, 512])
+@pytest.mark.parametrize("function", [Halved.apply, torch.detach])
+def test_a_wrong_gradient_is_seen_in_batches_of_any_size(batch: int, function: Any) -> None:
+    """The rounding of many logits must not pass for agreement."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, 20)
+
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(20, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.dropout(self.a(x).relu(), 0.3)
+            h = h + function(F.dropout(self.b(h).relu(), 0.3))
+            return self.c(h)
+
+    with pytest.raises(errors.NotYetSupportedError, match="derivative"):
+        dropreg.explicit_regularizer(Wide(), x)
+
+
+@pytest.mark.parametrize("gate", [None, 0.0, 1e-6])
+def test_dropout_that_is_only_a_choice_is_refused(gate: float | None) -> None:
+    def keeps(h: Tensor) -> Tensor:
+        return h * (F.dropout(torch.ones_like(h), 0.4) != 0)
+
+    with pytest.raises(errors.NeverSupportedError, match="used as a choice only"):
+        find_sites(Gate(keeps, gate), X)
+
+
+def test_an_auxiliary_head_changes_nothing() -> None:
+    class TwoHeads(nn.Module):
+        def __init__(self, p: float) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.trunk, self.head, self.aux = nn.Linear(4, 5), nn.Linear(5, 3), nn.Linear(5, 2)
+            self.drop, self.p = nn.Dropout(p), p
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.trunk(x).tanh()
+            logits = self.head(self.drop(h) if self.p else h)
+            return logits, self.aux(F.dropout(h, 0.5))
+
+    class Without(TwoHeads):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.drop(self.trunk(x).tanh()))
+
+    with_aux, without = TwoHeads(0.3).double(), Without(0.3).double()
+    for method in dropreg.ExplicitMethod:
+        if method in ("sampled_labels", "identity", "exact", "loss_jacobian", "jvp", "central"):
+            values = []
+            for each in (with_aux, without):
+                generator = torch.Generator().manual_seed(0)
+                values.append(
+                    dropreg.explicit_regularizer(
+                        each, X.double(), targets=Y, method=method, generator=generator
+                    )
+                )
+            torch.testing.assert_close(*values)
+    only_aux = TwoHeads(0.0)
+    for method in ("exact", "full_hessian", "central", "monte_carlo", "loss_jacobian"):
+        assert dropreg.explicit_regularizer(only_aux, X, targets=Y, method=method) == 0
+    noise = dropreg.implicit_noise(only_aux, X, Y)
+    noise.backward()
+    assert noise == 0
+    assert all(p.grad is None or not p.grad.any() for p in only_aux.parameters())
+
+
+def relu_network(seed: int) -> tuple[nn.Module, Tensor]:
+    """Kinks at every unit, in many shapes."""
+    torch.manual_seed(seed)
+    width, depth = (4, 16, 64)[seed % 3], 1 + seed % 4
+    layers: list[nn.Module] = [nn.Conv1d(1, width, 3, padding=1), nn.ReLU(), nn.Dropout(0.3)]
+    for _ in range(depth):
+        layers += [
+            nn.Conv1d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Dropout(0.1 + 0.2 * (seed % 2)),
+        ]
+    layers += [nn.MaxPool1d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(4 * width, 3)]
+    return nn.Sequential(*layers), torch.randn(1 + seed % 7, 1, 8)
+
+
+def test_kinks_and_rounding_are_no_wrong_gradients() -> None:
+    for seed in range(50):
+        model, x = relu_network(seed)
+        for each, inputs in ((model, x), (copy.deepcopy(model).double(), x.double())):
+            assert not find_sites(each, inputs).unreached, seed
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_wrong_gradient(dtype: torch.dtype) -> None:
+    for seed in range(6):
+        model, x = relu_network(seed)
+        sites = find_sites(model.to(dtype), x.to(dtype))
+        assert sites.uses_half_precision
+        assert not sites.unreached
+    cut = Gate(CUT["detach"][0]).to(dtype)
+    assert "no derivative reaches its noise" in find_sites(cut, X.to(dtype)).unreached
+
+
+def test_inputs_with_a_past_are_left_alone() -> None:
+    """A prompt or an encoder before the model: no gradient, no hook, no graph that is used up."""
+    calls: list[int] = []
+    prompt = nn.Parameter(torch.ones(4))
+    prompt.register_hook(lambda grad: calls.append(1))
+    inner = X * prompt
+    inner.register_hook(lambda grad: calls.append(2))
+    model = Net(nn.ReLU())
+    find_sites(model, inner)
+    assert (calls, prompt.grad) == ([], None)
+    inner.sum().backward()  # its graph is still there
+    assert sorted(calls) == [1, 2]
+
+
+def test_two_passes_that_meet_other_sites_are_refused() -> None:
+    class Experts(nn.Module):
+        """The whole batch goes to one of two experts of the same shape, by a noisy decision."""
+
+        def __init__(self, *, fewer: bool) -> None:
+            super().__init__()
+            self.gate, self.head, self.fewer = nn.Dropout(0.5), nn.Linear(4, 3), fewer
+            self.experts = nn.ModuleList(
+                nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)) for _ in range(2)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = bool(self.gate(torch.ones(()).to(x)) > 1)
+            if self.fewer:
+                return self.head(self.experts[0](x) if first else x)
+            return self.head(self.experts[0 if first else 1](x))
+
+    for fewer in (False, True):
+        for method in ("central", "even_odd"):
+            objective = dropreg.replace_dropout(Experts(fewer=fewer), method=method)
+            with pytest.raises(errors.UnsupportedError, match=r"different|choice"):
+                objective.loss(X, Y)  # one of the two signs goes one way, one the other
+
+
+def test_a_dropout_whose_probability_grows_is_found_and_right() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 5), nn.Dropout(0.0), nn.Linear(5, 3), nn.Dropout(0.2)
+    ).double()
+    x = X.double()
+    objective = dropreg.replace_dropout(model, method="exact", implicit=0)
+    objective.loss(x, Y)
+    model[1].p = 0.4
+    objective.loss(x, Y)
+    fresh = copy.deepcopy(model)
+    expected = dropreg.explicit_regularizer(fresh, x)
+    torch.testing.assert_close(torch.as_tensor(objective.parts["explicit"]), expected.detach())
+    # The last layer's noise acts on logits alone: against the closed form of both.
+    j = (model[2].weight[None] * model[0](x)[:, None]).detach()  # one column a unit
+    logits = model(x) if not model.training else model[2](model[0](x))
+    prob = logits.softmax(-1).detach()
+    h_out = torch.diag_embed(prob) - prob[:, :, None] * prob[:, None]
+    first = (0.4 / 0.6) * torch.einsum("bcu,bcd,bdu->b", j, h_out, j)
+    last = (0.2 / 0.8) * (h_out.diagonal(dim1=1, dim2=2) * logits.detach() ** 2).sum(-1)
+    torch.testing.assert_close(expected.detach(), (first + last).mean() / 2)
+
+
+def test_a_dropout_that_forward_makes_is_a_site() -> None:
+    model = Net(lambda x: nn.Dropout(0.4)(x)).double()
+    reference = Net(nn.Dropout(0.4)).double()
+    reference.load_state_dict(model.state_dict())
+    assert [s.p for s in find_sites(model, X.double())] == [0.4, 0.3]
+    values = [dropreg.explicit_regularizer(each, X.double()) for each in (model, reference)]
+    torch.testing.assert_close(*values)
+
+
+def test_a_model_that_is_cast_is_audited_again() -> None:
+    model = Net(nn.ReLU())
+    dropreg.explicit_regularizer(model, X, method="central")
+    model.bfloat16()
+    with pytest.raises(errors.PrecisionError):
+        dropreg.explicit_regularizer(model, X.bfloat16(), method="central")
+    objective = dropreg.replace_dropout(model)
+    with pytest.warns(UserWarning, match="even_odd"):
+        objective.loss(X.bfloat16(), Y)

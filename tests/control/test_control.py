@@ -1,5 +1,6 @@
 """Functions from outside the library become sites."""
 
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,3 +79,75 @@ def test_an_audit_is_made_again_when_an_adapter_comes() -> None:
 def test_what_cannot_be_called_is_refused() -> None:
     with pytest.raises(InputError, match="takes a function"):
         dropreg.register_adapter("dropout", row_dropout)
+
+
+class Rows(nn.Module):
+    """Somebody's own layer: whole rows, by a generator of Python's."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        keep = torch.tensor([random.random() >= self.p for _ in x])
+        return x * keep[:, None] / (1 - self.p)
+
+
+class Subclass(Rows):
+    pass
+
+
+@pytest.fixture
+def registered_class() -> Iterator[None]:
+    def adapter(control: Control, module: Rows, x: Tensor) -> Any:
+        return control.perturb("rows", x, module.p, module.training, mask_shape=(len(x), 1))
+
+    dropreg.register_adapter(Rows, adapter)
+    yield
+    del ADAPTERS[Rows]
+
+
+@pytest.mark.usefixtures("registered_class")
+@pytest.mark.parametrize("kind", [Rows, Subclass])
+def test_a_class_of_modules_becomes_a_site(kind: type[Rows]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), kind(0.3), nn.Linear(4, 3)).double()
+    plain = nn.Sequential(model[0], dropreg.LockedDropout(0.3, shared_dims=(1,)), model[2])
+    (site,) = dropreg.find_sites(model, X.double())
+    assert (site.name, site.kind, site.p) == ("1", "rows", 0.3)
+    for method in ("exact", "jvp", "central"):
+        values = [
+            dropreg.explicit_regularizer(
+                each, X.double(), method=method, generator=torch.Generator().manual_seed(0)
+            )
+            for each in (model, plain)
+        ]
+        torch.testing.assert_close(*values)
+    assert "forward" not in vars(model[1])
+
+
+@pytest.mark.usefixtures("registered_class")
+def test_a_module_with_an_adapter_is_handed_back_after_an_exception() -> None:
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("broken")
+
+    rows = Rows(0.3)
+
+    def own(x: Tensor) -> Tensor:
+        return 2 * x
+
+    rows.forward = own
+    for model in (nn.Sequential(rows, nn.Linear(4, 3)), nn.Sequential(rows, Breaks())):
+        try:
+            dropreg.find_sites(model, X)
+        except KeyError:
+            assert isinstance(model[1], Breaks)
+        assert rows.forward is own
+    assert torch.equal(rows(X), 2 * X)
+
+
+def test_without_its_adapter_a_class_of_modules_is_refused() -> None:
+    model = nn.Sequential(Rows(0.3), nn.Linear(4, 3))
+    with pytest.raises(NeverSupportedError, match=r"Python's `random` \(in 0\)"):
+        dropreg.find_sites(model, X)
