@@ -36,11 +36,15 @@ def step() -> Callable[[], None]:
     return run
 
 
+def _no_states(_private: object = ()) -> list[object]:
+    return []
+
+
 def seconds(run: Callable[[], None], *, guarded: bool) -> float:
     """Processor time of one step."""
     with ExitStack() as patches:
         if not guarded:
-            patches.enter_context(mock.patch("dropreg.control.draws.states", lambda *_: []))
+            patches.enter_context(mock.patch("dropreg.control.draws.states", _no_states))
             for name, result in (("_enter_checkpoints", False), ("_name", "")):
                 where = f"dropreg.control.control.Control.{name}"
                 patches.enter_context(mock.patch(where, lambda *_, r=result: r))
