@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dropreg.errors import NotYetSupportedError
-from dropreg.noise import Law, Sampler, sample, sampler_of
+from dropreg.noise import SAMPLERS, Law, Sampler, sample, sampler_of
 from dropreg.sites import Site
 
 Noise = Callable[[Site], Tensor | None]
@@ -90,6 +90,13 @@ class _Scaled:
         if scale.requires_grad:
             require_grad_mode(site)
         return scale.to(site.device) * eta  # a model may lie on several
+
+    @property
+    def draws_globally(self) -> bool:
+        """Whether the next site's noise is drawn from a generator that is not ours alone."""
+        probe = self._probe
+        is_ours = probe._generator is not None and probe._draw in SAMPLERS.values()
+        return self._visited == len(probe._etas) and not is_ours
 
     def require_all_met(self) -> None:
         """Refuse a pass that met fewer sites than the one before it."""

@@ -117,7 +117,8 @@ class Control(TorchFunctionMode):
         self._given: list[Tensor | None] = []
         self._states: list[object] = []
         self._own: list[tuple[nn.Module, Any]] = []
-        self._any_mask = False
+        self._masks = 0
+        self._outermost: FrameType | None = None
 
     def __enter__(self) -> Any:
         """Take control."""
@@ -125,11 +126,13 @@ class Control(TorchFunctionMode):
         for module, adapter in self.adapted:
             vars(module)["forward"] = _bound(adapter, self, module)
         self._states = draws.states(self.private)
+        self._outermost = sys._getframe(1)
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
         """Give control back, and note what was drawn."""
         super().__exit__(*exception)
+        self._outermost = None
         self._note_draws()
         for module, own in self._own:
             del vars(module)["forward"]
@@ -149,18 +152,18 @@ class Control(TorchFunctionMode):
             if kwargs and kwargs.get("generator") is not None:
                 name = getattr(func, "__name__", str(func))
                 raise draws.refusal([f"{name} with a generator of its own (in {self.where()})"])
-            if self._any_mask and _detaches_a_mask(func, args):
+            if self._masks and _detaches_a_mask(func, args):
                 return self.marked(args[0].view_as(args[0]))
             result = func(*args, **(kwargs or {}))
         else:
             result = adapter(self, *args, **(kwargs or {}))
-        if self._any_mask:
+        if self._masks:
             self._follow_masks(func, tree_leaves((args, kwargs)), result)
         return result
 
     def where(self) -> str:
         """Path of the module that is running."""
-        for _, path in _callers(self.paths):
+        for _, path in _callers(self.paths, self._outermost):
             return path or "the model itself"
         return "the model itself"
 
@@ -208,12 +211,16 @@ class Control(TorchFunctionMode):
             device=like.device,
         )
         self.sites.append(site)
-        self._note_draws()
+        # A source that draws where the model could, too, is told from the model.
+        draws_globally = getattr(self._source, "draws_globally", True)
+        if draws_globally:
+            self._note_draws()
         # The noise itself is not computed again: no checkpoint is to count what it keeps.
         own = saved_tensors_hooks(_same, _same) if is_computed_again else nullcontext()
         with own, torch._C.DisableTorchFunction():  # a module's adapter runs under control itself
             eta = self._source(site)
-        self._states = draws.states(self.private)  # what our own noise has drawn is no matter
+        if draws_globally:
+            self._states = draws.states(self.private)
         self._given.append(eta)
         return eta
 
@@ -253,9 +260,11 @@ class Control(TorchFunctionMode):
         mask = mask if eta is None else self.apply(mask, eta)
         return self.marked(mask)
 
-    def marked(self, mask: Tensor) -> Tensor:
-        """Follow a mask by hand from here on: it may only be multiplied by."""
-        mask.is_mask_by_hand = self._any_mask = True  # type: ignore[attr-defined]
+    def marked(self, mask: Tensor, of: Tensor | None = None) -> Tensor:
+        """Follow a mask by hand from here on: it may only be multiplied by, and once."""
+        self._masks += of is None
+        number = self._masks if of is None else of.is_mask_by_hand  # type: ignore[attr-defined]
+        mask.is_mask_by_hand = number  # type: ignore[attr-defined]
         return mask
 
     def _follow_masks(self, func: Callable[..., Any], args: Sequence[Any], result: Any) -> None:
@@ -265,20 +274,30 @@ class Control(TorchFunctionMode):
         name = getattr(func, "__name__", str(func)).partition(".")[0].strip("_")
         if not masks or name in _LOOKS_AT_A_MASK:
             return
-        others = [a for a in args if isinstance(a, Tensor) and a.ndim and a is not masks[0]]
+        first = next(i for i, a in enumerate(args) if a is masks[0])
+        others = [a for i, a in enumerate(args) if isinstance(a, Tensor) and a.ndim and i != first]
         divides_by_it = name in _DIVIDES and args[0] is not masks[0]
         if name in _SHAPES_A_MASK or (name in _SCALES_A_MASK and not (others or divides_by_it)):
             if isinstance(result, Tensor):
-                self.marked(result)
-        elif name not in _SCALES_A_MASK or divides_by_it:
+                self.marked(result, masks[0])
+            return
+        number = getattr(masks[0], "is_mask_by_hand", 0)
+        # A mask times itself has another mean: its square is the mask, the mean's is not the mean.
+        twice = len(masks) > 1 and getattr(masks[1], "is_mask_by_hand", None) == number
+        twice |= any(number in getattr(a, "has_masks", ()) for a in others)
+        if name in _SCALES_A_MASK and not (divides_by_it or twice):
+            if isinstance(result, Tensor):
+                before = [n for a in others for n in getattr(a, "has_masks", ())]
+                result.has_masks = {number, *before}  # type: ignore[attr-defined]
+        else:
             raise NotYetSupportedError(
                 f"a mask drawn by hand is used in `{name}` (in {self.where()}): it is a dropout "
-                "only where it multiplies a tensor. Write it with torch.nn.functional.dropout or "
-                "dropreg.shared_dropout, or switch it off."
+                "only where it multiplies a tensor, once. Write it with "
+                "torch.nn.functional.dropout or dropreg.shared_dropout, or switch it off."
             )
 
     def _name(self) -> str:
-        for module, found in _callers(self.paths):
+        for module, found in _callers(self.paths, self._outermost):
             path = found or type(module).__name__
             count = self._calls[path] = self._calls.get(path, 0) + 1
             return path if count == 1 else f"{path}#{count}"
@@ -295,7 +314,7 @@ class Control(TorchFunctionMode):
         any_found = False
         frame: FrameType | None = sys._getframe(1)
         start = len(self.sites)
-        while frame is not None:
+        while frame is not None and frame is not self._outermost:
             code = frame.f_code
             if code.co_filename == torch.utils.checkpoint.__file__:
                 any_found = True
@@ -359,10 +378,12 @@ def _bound(adapter: Adapter, control: Control, module: nn.Module) -> Callable[..
     return lambda *args, **kwargs: adapter(control, module, *args, **kwargs)
 
 
-def _callers(paths: Mapping[int, str]) -> Iterator[tuple[nn.Module, str]]:
+def _callers(
+    paths: Mapping[int, str], outermost: FrameType | None
+) -> Iterator[tuple[nn.Module, str]]:
     """The modules of the model that are running now, innermost first, with their paths."""
     frame: FrameType | None = sys._getframe(1) if paths else None
-    while frame is not None:
+    while frame is not None and frame is not outermost:
         code = frame.f_code
         if code.co_argcount:
             first = frame.f_locals.get(code.co_varnames[0])

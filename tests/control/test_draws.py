@@ -452,3 +452,32 @@ def test_thresholds_that_leave_no_choice_are_no_sites() -> None:
         assert len(find_sites(by_hand, X)) == 1
         values = [dropreg.explicit_regularizer(each, X) for each in (by_hand, plain)]
         torch.testing.assert_close(*values)
+
+
+def test_a_mask_that_multiplies_twice_is_refused() -> None:
+    def squared(h: Tensor) -> Tensor:
+        mask = torch.empty_like(h).bernoulli_(0.7)
+        return h * mask * mask / 0.7
+
+    def itself(h: Tensor) -> Tensor:
+        mask = torch.empty_like(h).bernoulli_(0.7)
+        return h * (mask * mask) / 0.7
+
+    def shared(h: Tensor) -> Tensor:
+        mask = torch.empty_like(h).bernoulli_(0.7) / 0.7
+        return h * mask + h.square() * mask
+
+    x = torch.ones(2, 4)
+    for function in (squared, itself):
+        with pytest.raises(errors.NotYetSupportedError, match="multiplies a tensor, once"):
+            dropreg.find_sites(Applies(function), x)
+    assert len(dropreg.find_sites(Applies(shared), x)) == 1
+
+
+class Applies(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
