@@ -36,7 +36,7 @@ def step() -> Callable[[], None]:
     return run
 
 
-def _no_states(_private: object = ()) -> list[object]:
+def _no_states(*_: object) -> list[object]:
     return []
 
 

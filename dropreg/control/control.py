@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -214,13 +214,13 @@ class Control(TorchFunctionMode):
         # A source that draws where the model could, too, is told from the model.
         draws_globally = getattr(self._source, "draws_globally", True)
         if draws_globally:
-            self._note_draws()
+            self._note_draws(of_torch_alone=True)
         # The noise itself is not computed again: no checkpoint is to count what it keeps.
         own = saved_tensors_hooks(_same, _same) if is_computed_again else nullcontext()
         with own, torch._C.DisableTorchFunction():  # a module's adapter runs under control itself
             eta = self._source(site)
         if draws_globally:
-            self._states = draws.states(self.private)
+            self._states = draws.states(self.private, self._states)
         self._given.append(eta)
         return eta
 
@@ -303,8 +303,8 @@ class Control(TorchFunctionMode):
             return path if count == 1 else f"{path}#{count}"
         return ""
 
-    def _note_draws(self) -> None:
-        now = draws.states(self.private)
+    def _note_draws(self, *, of_torch_alone: bool = False) -> None:
+        now = draws.states(self.private, self._states if of_torch_alone else None)
         if now != self._states:
             self.drawn |= dict.fromkeys(draws.changed(self._states, now, self.private))
             self._states = now
@@ -323,8 +323,10 @@ class Control(TorchFunctionMode):
                     _wrap(inner and inner.f_locals.get("new_frame"), "recompute_fn", self, start)
                 elif code.co_name == "forward":
                     _wrap(frame.f_locals.get("ctx"), "run_function", self, start)
-            elif code.co_name == "forward" and code.co_varnames[:1] != ("self",):
+            elif code.co_name == "forward" and code not in _OF_MODULES:
                 first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+                if isinstance(first, nn.Module):
+                    _OF_MODULES.add(code)
                 if isinstance(first, torch.autograd.function.FunctionCtx):
                     raise NotYetSupportedError(
                         f"dropout ({self.where()}) inside the forward of an autograd.Function "
@@ -385,11 +387,20 @@ def _callers(
     frame: FrameType | None = sys._getframe(1) if paths else None
     while frame is not None and frame is not outermost:
         code = frame.f_code
-        if code.co_argcount:
+        if code not in _NO_METHODS and code.co_argcount:
             first = frame.f_locals.get(code.co_varnames[0])
-            if isinstance(first, nn.Module) and id(first) in paths:
-                yield first, paths[id(first)]
+            if isinstance(first, nn.Module):
+                if id(first) in paths:
+                    yield first, paths[id(first)]
+            else:
+                _NO_METHODS.add(code)
         frame = frame.f_back
+
+
+_OF_MODULES: set[CodeType] = set()
+"""The forward of modules, among all that are called so."""
+_NO_METHODS: set[CodeType] = set()
+"""Functions whose first argument is no module: to look at a frame's arguments takes time."""
 
 
 def _wrap(holder: Any, attribute: str, control: Control, start: int) -> None:

@@ -28,7 +28,9 @@ Reader = Callable[[], object]
 """Reads the state of a generator, as something that can be compared."""
 
 
-def states(private: Sequence[tuple[str, Reader]] = ()) -> list[object]:
+def states(
+    private: Sequence[tuple[str, Reader]] = (), others: list[object] | None = None
+) -> list[object]:
     """The states of the random generators of torch, Python and numpy, and of a model's own.
 
     It is called several times in every pass, so it takes a few microseconds: public functions that
@@ -36,6 +38,7 @@ def states(private: Sequence[tuple[str, Reader]] = ()) -> list[object]:
 
     Args:
         private: What `private_generators` found.
+        others: If given, an earlier result, of which all but torch's own states are taken.
 
     Returns:
         One state a generator, in the order of `names`.
@@ -43,6 +46,8 @@ def states(private: Sequence[tuple[str, Reader]] = ()) -> list[object]:
     now: list[object] = [_bytes(torch.default_generator.get_state())]
     if torch.cuda.is_initialized():
         now += [_bytes(g.get_state()) for g in torch.cuda.default_generators]
+    if others is not None:
+        return now + others[len(now) :]
     now.append(_python_state(random._inst))
     numpy = sys.modules.get("numpy.random")
     now.append(None if numpy is None else _numpy_state(numpy.mtrand._rand._bit_generator))
