@@ -171,6 +171,18 @@ def _multi_head_attention(control: Control, *args: Any, **kwargs: Any) -> Any:
     return ours(*args, **kwargs)
 
 
+def _logcumsumexp(control: Control, input: Tensor, dim: int, **kwargs: Any) -> Tensor:
+    """`torch.logcumsumexp`, whose gradient PyTorch cannot rightly differentiate again."""
+    if not control.differentiates or kwargs:
+        return torch.logcumsumexp(input, dim, **kwargs)
+    sums = input.movedim(dim, 0)
+    reach = 1  # each entry is the sum of so many before it; then of twice as many
+    while reach < len(sums):
+        sums = torch.cat([sums[:reach], torch.logaddexp(sums[reach:], sums[:-reach])])
+        reach *= 2
+    return sums.movedim(0, dim)
+
+
 def _refuse_affine(name: str) -> Callable[..., Tensor]:
     def adapter(
         control: Control,
@@ -236,6 +248,8 @@ _ADAPTERS: dict[Callable[..., Any], Adapter] = {
     torch.gru: _recurrent(torch.gru, "GRU"),
     torch.rnn_tanh: _recurrent(torch.rnn_tanh, "RNN"),
     torch.rnn_relu: _recurrent(torch.rnn_relu, "RNN"),
+    torch.logcumsumexp: _logcumsumexp,
+    Tensor.logcumsumexp: _logcumsumexp,
     F.alpha_dropout: _refuse_affine("AlphaDropout"),
     F.feature_alpha_dropout: _refuse_affine("FeatureAlphaDropout"),
     torch.alpha_dropout: _native(_refuse_affine("torch.alpha_dropout")),

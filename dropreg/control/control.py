@@ -82,6 +82,7 @@ class Control(TorchFunctionMode):
         inactive_p: The probability of each dropout that is not a site, 0 where it is in train mode.
         any_inplace: Whether a site was asked for in place.
         write_back: Whether such a site writes its result to its input, as PyTorch's own does.
+        differentiates: Whether the noise of a site asks for its gradient.
         drawn: The random generators that the model itself has used.
         paths: The path of each of the model's modules, by its `id`.
         adapted: The modules that run by an adapter.
@@ -110,6 +111,7 @@ class Control(TorchFunctionMode):
         self.inactive_p: list[float] = []
         self.any_inplace = False
         self.write_back = False
+        self.differentiates = False
         self.drawn: dict[str, None] = {}
         self._source, self.paths = source, paths or {}
         self.adapted, self.private = adapted, private
@@ -222,6 +224,7 @@ class Control(TorchFunctionMode):
         if draws_globally:
             self._states = draws.states(self.private, self._states)
         self._given.append(eta)
+        self.differentiates |= eta is not None and eta.requires_grad
         return eta
 
     @staticmethod
