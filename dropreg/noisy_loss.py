@@ -162,11 +162,10 @@ class NoisyLoss:
         if self.model in _COMPARED or not values_are_checked():
             return
         _COMPARED.add(self.model)
-        with torch.no_grad():
-            ours = float(self.mean(logits))
-        if abs(ours - float(own)) > 1e-2 * max(abs(ours), abs(float(own))):
+        ours, theirs = float(self.mean(logits).detach()), float(own.detach())
+        if abs(ours - theirs) > 1e-2 * max(abs(ours), abs(theirs)):
             warnings.warn(
-                f"the model returned a loss of its own, {float(own):.4g}, and the loss that is "
+                f"the model returned a loss of its own, {theirs:.4g}, and the loss that is "
                 f"trained here is {ours:.4g} at the same logits. Causal language models shift "
                 "their labels: CrossEntropy(shift=True) does so. If the difference is meant, pass "
                 "no labels to the model.",

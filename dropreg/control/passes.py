@@ -141,6 +141,8 @@ def everything(output: Any) -> Tensor:
         LogitsError: If there are none.
     """
     leaves = tree_leaves(dict(output) if isinstance(output, Mapping) else output)
+    objects = [x for x in leaves if not isinstance(x, Tensor) and hasattr(x, "__dict__")]
+    leaves += tree_leaves([vars(x) for x in objects])
     floats = [x.flatten() for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
     if not floats:
         find_logits(output)  # has the words

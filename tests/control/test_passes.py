@@ -397,3 +397,128 @@ def test_cuda_that_has_not_started_is_not_seeded(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch, "manual_seed", seeded)
     find_sites(nn.Dropout(0.5), X)
+
+
+# ------------------------------------------------------------- attributes and parameters that move
+
+
+class Remembers(nn.Module):
+    """Sets attributes of every kind in its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.drop = nn.Linear(4, 3), nn.Dropout(0.3)
+        self.steps, self.seen, self.cache = 0, [], {"last": None}
+        self.activation = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.steps += 1
+        self.seen.append(len(x))
+        self.cache["last"] = x
+        self.activation = self.linear(x)
+        self.new = 1
+        return self.drop(self.activation)
+
+
+def test_attributes_are_set_back() -> None:
+    model = Remembers()
+    kept = (model.seen, model.cache, model.activation)
+    find_sites(model, X)
+    for method in ("exact", "central", "jvp", "monte_carlo"):
+        dropreg.explicit_regularizer(model, X, targets=Y, method=method)
+    assert model.steps == 0
+    assert model.seen == []
+    assert model.cache == {"last": None}
+    assert (model.seen, model.cache) == kept[:2]
+    assert model.seen is kept[0]
+    assert model.activation is kept[2]
+    assert not hasattr(model, "new")
+    objective = dropreg.replace_dropout(model)
+    for step in (1, 2):
+        objective.loss(X, Y).backward()
+        assert model.steps == len(model.seen) == step  # once a training step, as buffers move
+
+
+class Centre(nn.Module):
+    """Keeps a running mean in a parameter."""
+
+    def __init__(self, write: Callable[["Centre", Tensor], None]) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(4), requires_grad=False)
+        self.drop, self.head, self.write = nn.Dropout(0.3), nn.Linear(4, 3), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.write(self, x.mean(0))
+        return self.head(self.drop(x - self.centre))
+
+
+def assign(model: Centre, mean: Tensor) -> None:
+    model.centre.data = 0.9 * model.centre.data + 0.1 * mean
+
+
+def through_a_view(model: Centre, mean: Tensor) -> None:
+    model.centre.view(2, 2)[0].add_(1.0)
+
+
+WRITES: dict[str, Callable[[Centre, Tensor], None]] = {
+    "in place": lambda model, mean: model.centre.mul_(0.9).add_(0.1 * mean),  # type: ignore[func-returns-value]
+    "out=": lambda model, mean: torch.add(model.centre, mean, out=model.centre),  # type: ignore[func-returns-value]
+    "several at once": lambda model, mean: torch._foreach_add_([model.centre], [mean]),  # type: ignore[func-returns-value]
+    "a view": through_a_view,
+    "data": assign,
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_pass_that_writes_to_parameters_is_refused(name: str) -> None:
+    model = Centre(WRITES[name])
+    with untouched(model):
+        for use in (find_sites, lambda m, x: dropreg.replace_dropout(m).loss(x, Y)):
+            with pytest.raises(
+                dropreg.errors.NotYetSupportedError, match=r"writes to .*\(centre\)"
+            ):
+                use(model, X)
+
+
+def test_a_weight_that_is_dropped_by_setattr() -> None:
+    """As AWD-LSTM's and torchnlp's WeightDrop do."""
+
+    class WeightDrop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.rnn, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 3)
+            self.raw = nn.Parameter(self.rnn.weight_hh_l0.data.clone())
+            del self.rnn._parameters["weight_hh_l0"]
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.rnn.weight_hh_l0 = F.dropout(self.raw, 0.5, self.training)
+            return self.head(self.rnn(x)[0])
+
+    model, x = WeightDrop(), randn(2, 4, 3)
+    names = [n for n, _ in model.named_parameters()]
+    y = torch.zeros(2, 4, dtype=torch.long)
+    (site,) = find_sites(model, x)
+    assert (site.p, site.shape) == (0.5, (16, 4))
+    dropreg.replace_dropout(model).loss(x, y).backward()
+    assert model.raw.grad is not None
+    assert [n for n, _ in model.named_parameters()] == names
+    F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()  # a step of the user's own
+    # The explicit effect, against the same network with the weight given from outside.
+    plain = nn.LSTM(3, 4, batch_first=True)
+    weights = dict(model.rnn.named_parameters())
+
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.raw, self.drop = model.raw, nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            given = {**weights, "weight_hh_l0": self.drop(self.raw)}
+            return model.head(torch.func.functional_call(plain, given, (x,))[0])
+
+    torch.testing.assert_close(
+        dropreg.explicit_regularizer(model, x), dropreg.explicit_regularizer(Given(), x)
+    )
