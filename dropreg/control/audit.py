@@ -47,7 +47,7 @@ from dropreg.sites import Site, Sites
 def find_sites(model: nn.Module, *args: Any, **kwargs: Any) -> Sites:
     """Find every place where dropout acts in ``model(*args, **kwargs)``.
 
-    The model is run a few times and pulled back once, on copies of its buffers and of the random
+    The model is run some ten times, forth and back, on copies of its buffers and of the random
     state, and audited: with every site off it must draw no random number, its output must stay the
     same, and its backward pass must reach the noise and draw nothing either.
 
@@ -189,8 +189,9 @@ def _audit(model: nn.Module, arguments: Arguments, pick: Output) -> Audit:
         output = forward(model, arguments, control, scratch=True, attributes=True)
         return find_logits(pick(output)).clone()  # the next pass may write to it
 
-    with exclusive(), draws.restored(), without_gradients():
-        control = audit.control()
+    def watched(noise: Noise) -> tuple[Tensor, Control, _Watch, bool, bool]:
+        control = audit.control(noise)
+        control.sites = []
         watch = _Watch(control, model)
         with (
             scratch_buffers(model) as buffers_changed,
@@ -199,8 +200,12 @@ def _audit(model: nn.Module, arguments: Arguments, pick: Output) -> Audit:
             watch,
         ):
             output = forward(model, arguments, control, scratch=False)
-            changes_buffers, audit.changes_attributes = buffers_changed(), attributes_changed()
-        first = find_logits(pick(output)).clone()
+            changed = buffers_changed(), attributes_changed()
+        return find_logits(pick(output)).clone(), control, watch, *changed
+
+    with exclusive(), draws.restored(), without_gradients():
+        first, control, watch, changes_buffers, audit.changes_attributes = watched(clean)
+        watched(_Around(0.3, {}))  # what is written may be what was dropped
         if not _agree(first, logits()):
             raise NeverSupportedError(
                 "with every dropout site off, two forward passes still differ, though no random "

@@ -430,7 +430,7 @@ def test_audit_is_made_once_and_again_when_the_model_changes() -> None:
     model = Counted(nn.Identity())
     dropreg.explicit_regularizer(model, X)
     first = len(COUNTED)
-    assert first == 10  # nine passes for the audit and one for the value
+    assert first == 11  # ten passes for the audit and one for the value
     dropreg.explicit_regularizer(model, X)
     assert len(COUNTED) == first + 1
     model.middle = Jitter()

@@ -445,7 +445,7 @@ class Centre(nn.Module):
 
     def __init__(self, write: Callable[["Centre", Tensor], None]) -> None:
         super().__init__()
-        self.centre = nn.Parameter(torch.zeros(4), requires_grad=False)
+        self.centre = nn.Parameter(torch.ones(4), requires_grad=False)
         self.drop, self.head, self.write = nn.Dropout(0.3), nn.Linear(4, 3), write
 
     def forward(self, x: Tensor) -> Tensor:
@@ -462,12 +462,23 @@ def through_a_view(model: Centre, mean: Tensor) -> None:
     model.centre.view(2, 2)[0].add_(1.0)
 
 
+def dropped_data(model: Centre, mean: Tensor) -> None:
+    model.centre.data = F.dropout(model.centre.data + 0.0, 0.3).contiguous()
+
+
+def dropped_in_place(model: Centre, mean: Tensor) -> None:
+    model.centre.mul_(F.dropout(torch.ones(4), 0.3))
+
+
 WRITES: dict[str, Callable[[Centre, Tensor], None]] = {
     "in place": lambda model, mean: model.centre.mul_(0.9).add_(0.1 * mean),  # type: ignore[func-returns-value]
     "out=": lambda model, mean: torch.add(model.centre, mean, out=model.centre),  # type: ignore[func-returns-value]
     "several at once": lambda model, mean: torch._foreach_add_([model.centre], [mean]),  # type: ignore[func-returns-value]
     "a view": through_a_view,
     "data": assign,
+    # Weights that are dropped where they are: with the noise off they stay as they are.
+    "dropped data": dropped_data,
+    "dropped in place": dropped_in_place,
 }
 
 
