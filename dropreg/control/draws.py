@@ -8,7 +8,6 @@ where the pass asks for them: a mask of `bernoulli_`, and one of `torch.rand` an
 
 from __future__ import annotations
 
-import _random
 import ctypes
 import random
 import sys
@@ -72,12 +71,18 @@ def changed(
     return [name for name, old, new in pairs if old is not None and old != new]
 
 
+# All three are Mersenne twisters of 624 words: a draw moves the position in them, or renews them
+# all. So the position and one word tell; 5000 bytes would have to be fetched from far memory.
 def _bytes(state: Tensor) -> bytes:
-    return ctypes.string_at(state.data_ptr(), state.numel())
+    # Seed, position and the first word; at the end what is kept of a pair of normal numbers.
+    end = min(64, state.numel())
+    first = state.data_ptr()
+    last = first + state.numel() - end
+    return ctypes.string_at(first, end) + ctypes.string_at(last, end)
 
 
 # The object itself holds the state, behind what every object has (a count of references).
-_HEAD, _BODY = object.__basicsize__, _random.Random.__basicsize__ - object.__basicsize__
+_HEAD, _BODY = object.__basicsize__, 12  # the position, and two words: a new seed leaves one
 _IS_CPYTHON = sys.implementation.name == "cpython"
 
 
@@ -91,7 +96,8 @@ def _python_state(generator: random.Random) -> object:
 def _numpy_state(bits: Any) -> object:
     if type(bits).__name__ != "MT19937":
         return repr(bits.state)
-    return ctypes.string_at(bits.ctypes.state_address, 624 * 4 + 4)  # its words and its position
+    words = bits.ctypes.state_address
+    return ctypes.string_at(words, 8) + ctypes.string_at(words + 624 * 4, 4)  # the position: last
 
 
 def private_generators(model: nn.Module) -> list[tuple[str, Reader]]:

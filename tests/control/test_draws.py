@@ -481,3 +481,18 @@ class Applies(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x)
+
+
+@pytest.mark.parametrize("count", [1, 2, 311, 312, 623, 624, 625, 1248, 6240])
+def test_whole_turns_of_a_generator_are_seen(count: int) -> None:
+    """A Mersenne twister has 624 words: after so many its position is the same again."""
+    numpy_bits = np.random.mtrand._rand  # type: ignore[attr-defined]
+    draw: dict[str, Callable[[], object]] = {
+        "torch's generator": lambda: torch.rand(count),
+        "Python's `random`": lambda: [random.getrandbits(32) for _ in range(count)],
+        "`numpy.random`": lambda: numpy_bits.randint(0, 2**32, count, dtype=np.uint32),
+    }
+    for name, function in draw.items():
+        before = draws.states()
+        function()
+        assert draws.changed(before, draws.states()) == [name]
