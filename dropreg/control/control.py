@@ -333,7 +333,7 @@ class Control(TorchFunctionMode):
                 if isinstance(first, torch.autograd.function.FunctionCtx):
                     raise NotYetSupportedError(
                         f"dropout ({self.where()}) inside the forward of an autograd.Function "
-                        f"({code.co_filename}): its backward would use masks of its own. For "
+                        f"({code.co_qualname}): its backward would use masks of its own. For "
                         "checkpointing use torch.utils.checkpoint.checkpoint, or put that part in "
                         "eval mode."
                     )

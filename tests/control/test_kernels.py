@@ -484,6 +484,7 @@ def test_a_static_graph_is_refused_wherever_it_lies() -> None:
         def __init__(self, module: nn.Module) -> None:
             nn.Module.__init__(self)
             self.module, self.static_graph = module, True
+            self.require_backward_grad_sync = True
 
         def forward(self, *args: Any) -> Any:
             return self.module(*args)
