@@ -59,22 +59,6 @@ def _replaced(**options: Any) -> Any:
     return _of_loss(make)
 
 
-def _on_half(model: nn.Module, inputs: Any, targets: Tensor) -> Callable[[], Tensor]:
-    """Both effects on one half of the batch, with their mean and covariance, and none on the other.
-
-    The covariance is right where each example has a mask of its own.
-    """
-    half, share = len(targets) // 2, len(targets) // 2 / len(targets)
-    part = replace_dropout(model, explicit=1 / share, implicit=share**-0.5)
-    rest = replace_dropout(model, explicit=0, implicit=0)
-
-    def loss() -> Tensor:
-        derived = part.loss(inputs[:half], targets[:half])
-        return share * derived + (1 - share) * rest.loss(inputs[half:], targets[half:])
-
-    return loss
-
-
 def _controlled(model: nn.Module, inputs: Any, targets: Tensor) -> Callable[[], Tensor]:
     """The clean loss of a model under control: what finding and controlling sites costs."""
     return lambda: NoisyLoss(model, inputs, "cross_entropy", targets)(clean)
@@ -101,18 +85,19 @@ METHODS: Mapping[str, Callable[[Workload, torch.device], Step]] = {
     "explicit/exact": _replaced(implicit=0, method="exact"),
     "explicit/sampled_labels": _replaced(implicit=0, method="sampled_labels"),
     "explicit/jvp": _replaced(implicit=0, method="jvp"),
-    "explicit/central": _replaced(implicit=0),
-    "explicit/even_odd": _replaced(implicit=0, method="even_odd"),
+    "explicit/central": _replaced(implicit=0, share=1),
+    "explicit/even_odd": _replaced(implicit=0, method="even_odd", share=1),
     "implicit/analytic": _replaced(explicit=0, method="sampled_labels"),
-    "implicit/central": _replaced(explicit=0),
-    "implicit/even_odd": _replaced(explicit=0, method="even_odd"),
+    "implicit/central": _replaced(explicit=0, share=1),
+    "implicit/even_odd": _replaced(explicit=0, method="even_odd", share=1),
     "implicit/dropout_pair": _of_loss(_pair_of_masks),
-    "both/central": _replaced(),
-    "both/even_odd": _replaced(method="even_odd"),
+    "both/central": _replaced(share=1),
+    "both/even_odd": _replaced(method="even_odd", share=1),
     "both/jvp": _replaced(method="jvp"),
     "both/published": _replaced(method="sampled_labels"),
     "both/exact": _replaced(method="exact"),
-    "half/central": _of_loss(_on_half),
+    **{f"share-{n}/{method}": _replaced(method=method, share=1 / n)
+       for method in ("central", "even_odd") for n in (2, 4, 8)},
 }
 """Makes the step of each method. "published" is the published way: sampled labels, and both effects
 by double backward."""

@@ -7,10 +7,11 @@ clean, at :math:`\varepsilon = 1` with Bernoulli noise it is under dropout. The 
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from numbers import Real
@@ -22,7 +23,14 @@ from torch import Tensor, nn
 from dropreg import losses
 from dropreg.control.audit import audited
 from dropreg.control.kernels import float32_precision
-from dropreg.control.passes import Output, call_arguments, find_logits, forward, require_sites
+from dropreg.control.passes import (
+    Arguments,
+    Output,
+    call_arguments,
+    find_logits,
+    forward,
+    require_sites,
+)
 from dropreg.errors import InputError, PrecisionError, values_are_checked
 from dropreg.noise import Law, Sampler, sampler_of
 from dropreg.probes import Noise, Probe, clean, require_all_met
@@ -36,6 +44,8 @@ class NoisyLoss:
     r"""A model's mean loss on one batch, :math:`\ell(\theta;\, \eta)`, for any noise at its sites.
 
     Attributes:
+        inputs: As they were given.
+        arguments: What they are for the model; see `dropreg.control.passes.call_arguments`.
         output: What the model returned in the last pass.
         pick: Picks the logits out of it.
 
@@ -80,9 +90,9 @@ class NoisyLoss:
         self.criterion = losses.resolve(loss)
         self.model, self.targets = model, targets
         self.output: Any = None
-        self._arguments = call_arguments(inputs)
+        self.inputs, self.arguments = inputs, call_arguments(inputs)
         self.pick = output or find_logits
-        self._audit = audited(model, self._arguments, self.pick)
+        self._audit = audited(model, self.arguments, self.pick)
         self._strengths = dict(strengths or {})
         self._check_strengths()
 
@@ -107,6 +117,19 @@ class NoisyLoss:
             return eta if eta is None or not fitting else fitting[-1] ** 0.5 * eta
 
         return scaled if self._strengths else noise
+
+    def on(self, arguments: Arguments) -> NoisyLoss:
+        """The same model on other inputs, without targets.
+
+        Args:
+            arguments: Its arguments; see `dropreg.control.passes.call_arguments`.
+
+        Returns:
+            A loss that can be asked for logits.
+        """
+        other = copy.copy(self)
+        other.arguments, other.targets, other.output = arguments, None, None
+        return other
 
     @property
     def sites(self) -> Sites:
@@ -143,13 +166,13 @@ class NoisyLoss:
         attributes = audit.changes_attributes
         scratch = (attributes or self.sites.changes_buffers) and not update_buffers
         self.output = forward(
-            self.model, self._arguments, control, scratch=scratch, attributes=attributes
+            self.model, self.arguments, control, scratch=scratch, attributes=attributes
         )
         if noise is not clean or self.sites:
             require_sites(self.model, control)
         require_all_met(noise)
         if not audit.has_met(control.sites):  # a schedule, or another way through the model
-            self._audit = audited(self.model, self._arguments, self.pick, again=True)
+            self._audit = audited(self.model, self.arguments, self.pick, again=True)
         logits = find_logits(self.pick(self.output))
         self._compare_losses(logits)
         return logits, control.sites
@@ -294,25 +317,41 @@ def central_logits(
     """
     with float32_precision():
         down, sites = noisy.logits(probe.at(-step))
-        low = any(site.dtype.itemsize < 4 for site in sites) or down.dtype.itemsize < 4
-        if low or noisy.sites.uses_half_precision:
-            raise PrecisionError(
-                "central differences need a float32 forward pass: half precision has too few bits "
-                "for the difference of two nearby outputs. Leave autocast for this call, or use "
-                "method='sampled_labels' or, in replace_dropout, 'even_odd'."
-            )
-        eps = max(torch.finfo(dtype).eps for dtype in (down.dtype, *(s.dtype for s in sites)))
-        # The logits are right up to eps times their size, so their derivative up to eps / step of
-        # it. From eps^(1/3) on a smaller step loses; here a tenth of the logits would be lost.
-        if step < 10 * eps:
-            raise InputError(
-                f"step is {step:g}, too small for this model's precision: rounding would err by "
-                f"{eps / step:.0e} of the logits. Take the default, {DEFAULT_STEP}, or "
-                f"something near {eps ** (1 / 3):.1g}."
-            )
+        require_precise(noisy, down, sites, step)
         # Last: a pass may depend on the buffers (spectral norm), and both must start from the same.
         up, _ = noisy.logits(probe.at(step), update_buffers=update_buffers)
     return up, down
+
+
+def require_precise(noisy: NoisyLoss, logits: Tensor, sites: Sequence[Site], step: float) -> None:
+    """Refuse a central difference that would drown in rounding.
+
+    Args:
+        noisy: Model and batch.
+        logits: What a pass gave.
+        sites: The sites that it met.
+        step: The scale of the probe.
+
+    Raises:
+        InputError: If the step is so small.
+        PrecisionError: If the forward pass runs below float32.
+    """
+    low = any(site.dtype.itemsize < 4 for site in sites) or logits.dtype.itemsize < 4
+    if low or noisy.sites.uses_half_precision:
+        raise PrecisionError(
+            "central differences need a float32 forward pass: half precision has too few bits "
+            "for the difference of two nearby outputs. Leave autocast for this call, or use "
+            "method='sampled_labels' or, in replace_dropout, 'even_odd'."
+        )
+    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, *(s.dtype for s in sites)))
+    # The logits are right up to eps times their size, so their derivative up to eps / step of
+    # it. From eps^(1/3) on a smaller step loses; here a tenth of the logits would be lost.
+    if step < 10 * eps:
+        raise InputError(
+            f"step is {step:g}, too small for this model's precision: rounding would err by "
+            f"{eps / step:.0e} of the logits. Take the default, {DEFAULT_STEP}, or "
+            f"something near {eps ** (1 / 3):.1g}."
+        )
 
 
 def half_quadratic(

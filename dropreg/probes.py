@@ -121,8 +121,8 @@ def require_all_met(noise: Noise) -> None:
     Raises:
         NotYetSupportedError: If sites are missing.
     """
-    if isinstance(noise, _Scaled):
-        noise.require_all_met()
+    if require := getattr(noise, "require_all_met", None):
+        require()
 
 
 class NoiseLeaves:

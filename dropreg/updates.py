@@ -18,10 +18,11 @@ from __future__ import annotations
 import math
 import operator
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from itertools import islice
 from numbers import Real
 from typing import Any
@@ -32,16 +33,24 @@ from torch._compile import _disable_dynamo  # torch.compiler.disable, but brings
 from torch.autograd.graph import Node
 from torch.utils._pytree import tree_map
 
-from dropreg.control.kernels import without_gradients
+from dropreg.control.kernels import float32_precision, without_gradients
 from dropreg.control.passes import Output
-from dropreg.errors import Choice, InputError, PrecisionError
+from dropreg.errors import Choice, InputError, NotYetSupportedError, PrecisionError
 from dropreg.explicit import QUADRATICS, ExplicitMethod, regularizer
-from dropreg.fused import pair
+from dropreg.fused import Pair, pair
 from dropreg.implicit import ImplicitMethod, noise_term
-from dropreg.losses import AnyLoss, Loss, resolve
+from dropreg.losses import AnyLoss, Loss, ratio, resolve
 from dropreg.noise import Law, Sampler, sampler_of
-from dropreg.noisy_loss import DEFAULT_STEP, NoisyLoss, Sampling, central_logits, require_count
+from dropreg.noisy_loss import (
+    DEFAULT_STEP,
+    NoisyLoss,
+    Sampling,
+    central_logits,
+    require_count,
+    require_precise,
+)
 from dropreg.probes import clean
+from dropreg.share import Split, Taken, layout, passes, size
 
 
 class Objective(Choice):
@@ -97,6 +106,10 @@ class Rule:
             passes an update. The others follow the clean loss.
         probes: How many probes "even" and "explicit" average in each update. One has a noise of its
             own: its regularizer is right in the mean only. The gradient noise stays as strong.
+        share: Share f of the batch whose examples have noise; the others follow the clean loss.
+            The regularizer is 1/f times as strong there and the noise 1/sqrt(f) times, so that mean
+            and covariance stay, at 1 + f passes an update (1 + 2f with "even"); see
+            `dropreg.share`. For "even", and for "explicit" by two passes.
 
     Raises:
         InputError: If a name is unknown, or an option does not belong to the objective.
@@ -110,6 +123,7 @@ class Rule:
     noise_scale: float | None = None
     every: int = 1
     probes: int = 1
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be, and fill in the noise's scale."""
@@ -137,12 +151,39 @@ class Rule:
             raise InputError(
                 f"probes={self.probes} belongs to 'even' and 'explicit', not to '{self.objective}'."
             )
+        self._check_share()
         if self.objective is Objective.L2 and not self.strength >= 0:
             raise InputError(f"strength is {self.strength}; it must not be negative.")
         if self.noise_scale is None:
             share = 1 - 1 / self.k if self.objective is Objective.DROPOUT_K else 1.0
             object.__setattr__(self, "noise_scale", share**0.5)
         object.__setattr__(self, "noise_scale", _finite("noise_scale", self.noise_scale))
+
+    def _check_share(self) -> None:
+        share = _finite("share", self.share)
+        if not 0 < share <= 1:
+            raise InputError(f"share is {share}; it must be above 0 and at most 1, all examples.")
+        if share == 1:
+            return
+        two_passes = self.objective is Objective.EVEN or (
+            self.objective is Objective.EXPLICIT and ExplicitMethod(self.method).is_central
+        )
+        if not two_passes:
+            raise InputError(
+                f"share={share} belongs to the methods by two passes, 'central' and 'even_odd', "
+                "not to this one."
+            )
+        if self.every > 1:
+            raise InputError(f"share={share} and every={self.every} do one thing: choose one.")
+        if self.noise not in (GradientNoise.NONE, self._matching):
+            raise InputError(
+                f"share={share} brings its own noise, '{self._matching}', not '{self.noise}'."
+            )
+
+    @property
+    def _matching(self) -> GradientNoise:
+        """The noise that comes with an even part or R_approx from the same passes."""
+        return GradientNoise.ODD if self.objective is Objective.EVEN else GradientNoise.ANALYTIC
 
     @property
     def label(self) -> str:
@@ -159,7 +200,8 @@ class Rule:
             usual = Rule(self.objective, k=self.k).noise_scale
             name += "" if self.noise_scale == usual else f"-{self.noise_scale:g}"
         counts = {"every": self.every, "probes": self.probes}
-        return name + "".join(f"-{what}{n}" for what, n in counts.items() if n > 1)
+        name += "".join(f"-{what}{n}" for what, n in counts.items() if n > 1)
+        return name if self.share == 1 else f"{name}-share{self.share:g}"
 
 
 def _finite(name: str, value: Any) -> float:
@@ -189,9 +231,6 @@ class Update:
             "clean", the loss without noise; "explicit"; "implicit". With "even" at strength 1 there
             is "even", clean and explicit in one. After `backward` there are "objective" and "noise"
             too, in float64. What was not computed is absent.
-        output: What the model returned in the pass that counts, for instance logits and a recurrent
-            state to carry on: under a mask for objectives with dropout, else of the clean network
-            (with "central" of its second pass, unless `carry`).
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
     >>> noisy = NoisyLoss(model, torch.randn(2, 4), "cross_entropy", torch.tensor([0, 1]))
@@ -208,6 +247,7 @@ class Update:
         step: float = DEFAULT_STEP,
         generator: torch.Generator | None = None,
         carry: bool = False,
+        split: Split | None = None,
     ) -> None:
         """Begin with no update done.
 
@@ -218,12 +258,27 @@ class Update:
             generator: Source of the noise; the default generator if None.
             carry: Whether the clean network's output is wanted after "central" too, whose two
                 passes end in the states of a probe and its mirror image; it costs a pass without
-                gradients.
+                gradients. On a share of the batch the mean of the two stands for it, for nothing.
+            split: Takes the inputs of some examples; see `dropreg.share.layout`.
         """
         self.rule, self.parts = rule, dict[str, Tensor]()
-        self.output: Any = None
+        self._returned: Callable[[], Any] = _nothing
+        self._split = split
         self._sampling = Sampling(1, law, step, generator)
         self._carry, self._done = carry, 0
+
+    @property
+    def output(self) -> Any:
+        """What the model returned in the pass that counts, for instance logits and a recurrent
+        state to carry on: under a mask for objectives with dropout, else of the clean network (with
+        "central" of its second pass, unless `carry`). On a share of the batch it is put together
+        when it is asked for: for an example with noise the mean of probe and mirror image.
+        """  # noqa: D205
+        return self._returned()
+
+    @output.setter
+    def output(self, value: Any) -> None:
+        self._returned = partial(_as_it_is, value)
 
     def terms(self, noisy: NoisyLoss) -> Iterator[tuple[str, Tensor]]:
         """The scalars whose gradients add up to the update.
@@ -242,9 +297,7 @@ class Update:
             kept = Objective.L2 if rule.objective is Objective.L2 else Objective.NONE
             rule = Rule(kept, strength=rule.strength if kept is Objective.L2 else 1.0)
         derived = rule.objective in (Objective.EVEN, Objective.EXPLICIT)
-        # The passes that give an even part or R_approx give the noise that goes with it, too.
-        matching = GradientNoise.ODD if rule.objective is Objective.EVEN else GradientNoise.ANALYTIC
-        together = derived and rule.noise is matching
+        together = derived and rule.noise is rule._matching
         assert rule.noise_scale is not None
         if rule.objective is Objective.DROPOUT_K:
             for index in range(rule.k):
@@ -304,7 +357,7 @@ class Update:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along: all but `output`, which is bound to a graph."""
-        return self.__dict__ | {"output": None}
+        return self.__dict__ | {"_returned": _nothing}
 
     def _rule_of_this_update(self) -> Rule:
         """The rule with the strengths that it has now."""
@@ -334,6 +387,8 @@ class Update:
         assert isinstance(method, ExplicitMethod)
         if not any(strengths.values()):
             parts = {"clean": noisy(clean, update_buffers=last)}
+        elif (taken := self._taken(noisy, rule, last)) is not None:
+            return self._of_share(taken, rule, strengths)
         elif rule.objective is Objective.EVEN:
             parts = self._even_odd(noisy, **strengths, last=last)
         elif method.is_central:
@@ -344,6 +399,57 @@ class Update:
         self.parts = {name: part.detach() for name, part in parts.items()}
         return reduce(operator.add, (strengths.get(n, 1.0) * part for n, part in parts.items()))
 
+    def _taken(self, noisy: NoisyLoss, rule: Rule, last: bool) -> Taken | None:
+        """The batch taken apart, after its passes; None where all examples have noise."""
+        if rule.share == 1:
+            return None
+        found = layout(noisy, self._split)
+        some = size(found, rule.share)
+        if some == found.examples:
+            return None
+        is_even = rule.objective is Objective.EVEN
+        scale = 1.0 if is_even else self._sampling.step
+        options: dict[str, Any] = {"split": self._split, "update_buffers": last}
+        with nullcontext() if is_even else float32_precision():
+            taken = passes(noisy, found, some, self._sampling, scale, clean_too=is_even, **options)
+        if not is_even:
+            require_precise(noisy, taken.ends[0].up, noisy.sites, scale)
+        return taken
+
+    def _of_share(self, taken: Taken, rule: Rule, strengths: Mapping[str, float]) -> Tensor:
+        """The clean loss and both effects from passes in which a share has noise."""
+        step, criterion = self._sampling.step, taken.criterion
+        total = torch.zeros((), device=taken.ends[0].up.device)
+        if taken.rest is not None:
+            total = criterion.mean(*taken.rest)
+        sums = defaultdict(lambda: torch.zeros_like(total), clean=total.detach())
+        for ends in taken.ends:
+            factors = {"explicit": ends.explicit, "implicit": ends.implicit}
+            weights = {name: factors[name] * s for name, s in strengths.items()}
+            if rule.objective is Objective.EVEN:
+                assert ends.clean is not None
+                base, up, down = (
+                    criterion.mean(x, ends.targets) for x in (ends.clean, ends.up, ends.down)
+                )
+                of = {
+                    "clean": base,
+                    "explicit": (up + down) / 2 - base,
+                    "implicit": (up - down) / 2,
+                }
+                total = total + base + sum(w * of[name] for name, w in weights.items() if w)
+            else:
+                method = rule.method
+                assert isinstance(method, ExplicitMethod)
+                of_pair = _pair(method, criterion, ends.up, ends.down, ends.targets, step, weights)
+                total, of = total + of_pair.total, of_pair._asdict()
+            sums["clean"] = sums["clean"] + of["clean"].detach()
+            for name, factor in factors.items():
+                sums[name] = sums[name] + factor * of[name].detach()
+        kept = ["clean", *(name for name, s in strengths.items() if s != 0)]
+        self.parts = {name: ratio(sums[name], taken.count).detach() for name in kept}
+        self._returned = taken.output
+        return ratio(total, taken.count)
+
     def _central(
         self, noisy: NoisyLoss, method: ExplicitMethod, strengths: dict[str, float], last: bool
     ) -> Tensor:
@@ -351,21 +457,14 @@ class Update:
         step, targets = self._sampling.step, noisy.require_targets()
         up, down = central_logits(noisy, self._sampling.probe(), step, update_buffers=last)
         self.output = noisy.output
-        ablated = method is not ExplicitMethod.CENTRAL
-        of_pair = strengths | {"explicit": 0.0} if ablated else strengths
-        both = pair(noisy.criterion, up, down, targets, step=step, **of_pair)
-        total, parts = both.total, both._asdict()
-        if ablated:
-            in_place = QUADRATICS[method](noisy.criterion, up, down, step, targets)
-            total = total + strengths["explicit"] * in_place
-            parts["explicit"] = in_place.detach()
-        self.parts = {"clean": both.clean}
-        self.parts |= {name: parts[name] for name, s in strengths.items() if s != 0}
+        both = _pair(method, noisy.criterion, up, down, targets, step, strengths)
+        kept = ["clean", *(name for name, s in strengths.items() if s != 0)]
+        self.parts = {name: part for name, part in both._asdict().items() if name in kept}
         if self._carry and last:
             with without_gradients():
                 noisy(clean)
             self.output = noisy.output
-        return total
+        return both.total
 
     def _even_odd(
         self, noisy: NoisyLoss, *, explicit: float, implicit: float, last: bool
@@ -395,6 +494,26 @@ class Update:
         if implicit:
             parts["implicit"] = noise_term(noisy, ImplicitMethod.ANALYTIC, self._sampling)
         return {"clean": noisy(clean, update_buffers=last), **parts}
+
+
+def _pair(
+    method: ExplicitMethod,
+    criterion: Loss,
+    up: Tensor,
+    down: Tensor,
+    targets: Tensor,
+    step: float,
+    strengths: Mapping[str, float],
+) -> Pair:
+    """Both effects from the logits of a short pair, or with what a method puts in place of one."""
+    ablated = method is not ExplicitMethod.CENTRAL
+    of_pair = {**strengths, "explicit": 0.0} if ablated else strengths
+    both = pair(criterion, up, down, targets, step=step, **of_pair)
+    if not ablated:
+        return both
+    in_place = QUADRATICS[method](criterion, up, down, step, targets)
+    total = both.total + strengths["explicit"] * in_place
+    return both._replace(total=total, explicit=in_place.detach())
 
 
 # Control of a model is Python that runs around every operation, which torch.compile cannot trace.
@@ -484,6 +603,14 @@ def dropout_k_loss(
     return _WithGradients.apply(total, [*grads.values()], *(origin.get(x, x) for x in grads))
 
 
+def _nothing() -> None:
+    return None
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
 def _age_of_a_node_made_now() -> int:
     """Nodes of the graph are numbered in the order in which they are made."""
     node: Any = torch.zeros((), requires_grad=True).view(()).grad_fn
@@ -550,8 +677,7 @@ class DropoutReplacement:
         model: The model, as it was given.
         method: How the last loss was computed; None if that is left to the first, yet to come.
         parts: What the last loss was made of; see `Update`.
-        output: What the model returned in the last pass of the last loss, for instance logits and
-            a recurrent state to carry on.
+        share: The share of the batch on which the last loss took the effects.
     """
 
     def __init__(
@@ -562,6 +688,7 @@ class DropoutReplacement:
         method: ExplicitMethod | None = None,
         pick: Output | None = None,
         strengths: Mapping[str, float] | None = None,
+        share: float | None = None,
     ) -> None:
         """Bind a model, a loss, an update and its method; see `replace_dropout`."""
         self._pick, self._strengths = pick, strengths
@@ -569,7 +696,15 @@ class DropoutReplacement:
         self.method, self._chooses = method, method is None
         self._explicit, self._implicit = update.rule.strength, update.rule.noise_scale
         self.parts: dict[str, Tensor] = {}
-        self.output: Any = None
+        self.share = update.rule.share if share is None else share
+        self._chooses_share = share is None
+
+    @property
+    def output(self) -> Any:
+        """What the model returned for the last loss, for instance logits and a recurrent state to
+        carry on; see `Update.output`.
+        """  # noqa: D205
+        return self._update.output
 
     @property
     def explicit(self) -> float:
@@ -618,14 +753,28 @@ class DropoutReplacement:
             if low or not self._chooses:
                 raise
             total = self._by(self._suitable(True), noisy)
-        self.parts, self.output = self._update.parts, self._update.output
+        self.parts = self._update.parts
         return total
 
     def _by(self, method: ExplicitMethod, noisy: NoisyLoss) -> Tensor:
         """The loss by a method."""
         self.method, update = method, self._update
-        update.rule = _rule_of(method, self.explicit, self.implicit, update.rule.every)
+        every = update.rule.every
+        if self._chooses_share:
+            self.share = self._default_share(noisy, method, every)
+        update.rule = _rule_of(method, self.explicit, self.implicit, every, self.share)
         return update.loss(noisy)
+
+    def _default_share(self, noisy: NoisyLoss, method: ExplicitMethod, every: int) -> float:
+        """The share that a model, its batch and a method allow."""
+        if every > 1 or not noisy.sites or not (method.is_central or method is _EVEN_ODD):
+            return 1.0
+        try:
+            _, shared = layout(noisy, self._update._split).kinds
+        except NotYetSupportedError:
+            return 1.0
+        # No share has the covariance of noise that examples share.
+        return 1.0 if shared else DEFAULT_SHARE
 
     def _suitable(self, low: bool) -> ExplicitMethod:
         """The method that was asked for, or else the default that suits a precision."""
@@ -651,10 +800,6 @@ class DropoutReplacement:
                 stacklevel=5,  # where `loss` was called, past PyTorch's wrapper around it
             )
         return ExplicitMethod.EVEN_ODD
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle takes along: all but `output`, which is bound to a graph."""
-        return self.__dict__ | {"output": None}
 
     def state_dict(self) -> dict[str, Any]:
         """What a training run needs to go on as if it had not stopped, beside the model's state.
@@ -707,7 +852,15 @@ class DropoutReplacement:
         self._update._done = done
 
 
-def _rule_of(method: ExplicitMethod | str, explicit: float, implicit: float, every: int) -> Rule:
+DEFAULT_SHARE = 0.25
+"""The share of the batch on which `replace_dropout` takes both effects, where it is free to choose.
+Its book page *What it costs* has the measurements."""
+_EVEN_ODD = ExplicitMethod.EVEN_ODD
+
+
+def _rule_of(
+    method: ExplicitMethod | str, explicit: float, implicit: float, every: int, share: float = 1.0
+) -> Rule:
     """The rule of `replace_dropout`."""
     even_odd = ExplicitMethod(method) is ExplicitMethod.EVEN_ODD
     return Rule(
@@ -717,6 +870,7 @@ def _rule_of(method: ExplicitMethod | str, explicit: float, implicit: float, eve
         method=ExplicitMethod.CENTRAL if even_odd else method,
         noise_scale=implicit,
         every=every,
+        share=share,
     )
 
 
@@ -732,6 +886,8 @@ def replace_dropout(
     distribution: Law | str | Sampler | None = None,
     step: float = DEFAULT_STEP,
     every: int = 1,
+    share: float | None = None,
+    split: Split | None = None,
     generator: torch.Generator | None = None,
 ) -> DropoutReplacement:
     r"""Train a model without dropout, with dropout's explicit and implicit effect in its place.
@@ -770,6 +926,14 @@ def replace_dropout(
             updates, for 1 + 1/n passes an update in place of two. Gradients clipped tightly undo
             this, as the stronger ones are cut; the book's chapter "What it costs" shows both. Not
             for "even_odd", whose explicit strength must not exceed 1.
+        share: Share f of the batch on which both effects are taken, at random anew in each loss;
+            the others have the clean loss. The effects are as strong there as mean and covariance
+            need, 1/f and 1/sqrt(f) times, and a step takes 1 + f passes (1 + 2f by "even_odd") in
+            place of 2. All examples if 1. If None, a quarter for "central" and "even_odd", but all
+            where examples share noise (dropped weights), where the batch cannot be taken apart, or
+            for another method. See `dropreg.share`.
+        split: Takes the model's inputs and the numbers of some examples, an int64 tensor, and
+            returns the inputs of these; if None, found out by trying.
         generator: Source of randomness; the default generator if None. With several processes seed
             it with seed + rank: the same seed on each rank gives the same masks on each, and
             ``transformers.Trainer`` seeds every rank alike.
@@ -790,7 +954,8 @@ def replace_dropout(
     """
     explicit, implicit = _finite("explicit", explicit), _finite("implicit", implicit)
     chosen = None if method is None else ExplicitMethod(method)
-    rule = _rule_of(chosen or ExplicitMethod.CENTRAL, explicit, implicit, every)
+    of_all = 1.0 if share is None else share
+    rule = _rule_of(chosen or ExplicitMethod.CENTRAL, explicit, implicit, every, of_all)
     law = None if distribution is None else sampler_of(distribution)
-    update = Update(rule, law=law, step=step, generator=generator)
-    return DropoutReplacement(model, resolve(loss), update, chosen, output, strengths)
+    update = Update(rule, law=law, step=step, generator=generator, split=split)
+    return DropoutReplacement(model, resolve(loss), update, chosen, output, strengths, share)

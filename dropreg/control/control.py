@@ -223,7 +223,7 @@ class Control(TorchFunctionMode):
             eta = self._source(site)
         if draws_globally:
             self._states = draws.states(self.private, self._states)
-        self._given.append(eta)
+        self._given.append(eta if is_computed_again else None)  # else it only takes up memory
         self.differentiates |= eta is not None and eta.requires_grad
         return eta
 

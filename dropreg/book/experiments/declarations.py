@@ -67,7 +67,7 @@ class Run:
         setting, rule = dataclasses.asdict(self.setting), dataclasses.asdict(self.rule)
         # These fields are younger than the first rows, which must stay valid.
         for fields, usual in (
-            (rule, {"every": 1, "probes": 1}),
+            (rule, {"every": 1, "probes": 1, "share": 1.0}),
             (setting, {"pieces": False, "lr_falls": False}),
         ):
             for name, value in usual.items():

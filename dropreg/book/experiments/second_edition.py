@@ -5,12 +5,14 @@ the moment, and the number of seeds is fixed here, before the runs. An experimen
 arms whose spread is pooled. `dropreg run --queue evidence` works them off in the order below,
 each seed by seed: what decides most claims comes first, what takes longest last.
 
-Both effects on a share of the batch, which are to take the place of the first edition's "every n-th
-update", have no arm yet: the rule does not know them.
+Both effects on a share of the batch take the place of the first edition's "every n-th update".
+There the state that an LSTM carries on is the mean of the pair's two for a sequence with noise;
+where all sequences have noise it is that of a further pass without.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -57,6 +59,10 @@ def _arms(
     }
 
 
+_SHARES = {f"R_approx + xi_approx, {n} in 8": replace(BOTH, share=n / 8) for n in (4, 2, 1)}
+_OF_SHARES = {"none": NONE, "Dropout_1": DROPOUT[1], "R_approx + xi_approx": BOTH, **_SHARES}
+
+
 def _on_two_texts(task: str) -> dict[str, Arm]:
     rules = {name: rule for name, rule in _FIVE.items() if rule is not BOTH}
     return _arms(rules, SIX, task=task) | _arms(
@@ -81,6 +87,14 @@ def _with_noise(rule: Rule, *strengths: float) -> tuple[Any, ...]:
 SECOND_EDITION: Mapping[str, Experiment] = {
     each.name: each
     for each in (
+        Experiment(
+            name="share",
+            title="How small may the share of the batch be on which both effects are taken?",
+            source="ours",
+            arms=_arms(_OF_SHARES, EIGHT)
+            | _arms(_OF_SHARES, EIGHT, task="transformer-xl-kjv", ending=", Transformer-XL"),
+            sizes=(Size.TINY, Size.SMALL),
+        ),
         Experiment(
             name="lstm",
             title="What do dropout's two effects do to an LSTM, each alone and together?",
@@ -193,6 +207,17 @@ SECOND_EDITION: Mapping[str, Experiment] = {
                     (0.6, 0.6, {"epochs": 72}),
                 )
                 for name, rule in {"Dropout_1": DROPOUT[1], "R_approx + xi_approx": BOTH}.items()
+            },
+            sizes=(Size.TINY, Size.SMALL),
+        ),
+        Experiment(
+            name="share-clip",
+            title="Does the share of the batch bear other lengths at which gradients are clipped?",
+            source="ours",
+            arms={
+                f"{name}, clip {clip:g}": Arm(task=_LSTM, rule=rule, changes=changes, seeds=EIGHT)
+                for clip, changes in ((1.0, {"clip": 1.0}), (math.inf, {"clip": math.inf}))
+                for name, rule in _OF_SHARES.items()
             },
             sizes=(Size.TINY, Size.SMALL),
         ),
