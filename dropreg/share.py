@@ -47,6 +47,7 @@ Split = Callable[[Any, Tensor], Any]
 than once; returns the inputs of these examples, in that order."""
 
 _MOST_TRIALS = 48
+_MOST_KNOWN = 16
 _ROWS = 4
 """How many rows a trial takes."""
 
@@ -59,6 +60,7 @@ class Layout:
         examples: How many examples the batch has.
         inputs: That of each leaf of the inputs, None where it has none; see `Split` for "split".
         logits: That of the logits, and of the targets.
+        each: How many entries of that dimension an example has.
         sites: That of the mask of each site by name; None where examples share it.
         outputs: That of each leaf of what the model returns.
         one_number: Whether the loss is one number of a whole batch, and not a sum over its rows.
@@ -68,6 +70,7 @@ class Layout:
     examples: int
     inputs: tuple[int | None, ...]
     logits: int
+    each: int
     sites: dict[str, int | None]
     outputs: tuple[int | None, ...]
     one_number: bool
@@ -80,10 +83,10 @@ class Layout:
         return any(dim is not None for dim in dims), any(dim is None for dim in dims)
 
 
-_Known = dict[Any, tuple[int, Loss, Layout | NotYetSupportedError]]
+_Known = dict[Any, tuple[int, Loss, Layout | str]]
 _LAYOUTS: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()
-"""By model; then by structure of the inputs and loss: how often it was asked for, and the answer.
-The loss is kept, as long as it is known by its `id`."""
+"""By model; then by structure of the inputs and loss: how often it was asked for, and the answer,
+or why there is none. The loss is kept, as long as it is known by its `id`."""
 
 
 def layout(noisy: NoisyLoss, split: Split | None = None) -> Layout:
@@ -109,22 +112,23 @@ def layout(noisy: NoisyLoss, split: Split | None = None) -> Layout:
     key = (structure, shapes, id(noisy.criterion), noisy.pick, split)
     known = _LAYOUTS.setdefault(noisy.model, {})
     uses, _, found = known.get(key, (0, None, None))
+    if len(known) > _MOST_KNOWN:  # of losses that are made anew each time
+        known.clear()
     uses += 1
     again = uses & (uses - 1) == 0
     if isinstance(found, Layout):
         examples = _examples(noisy, leaves, found, split)
-        met = all(site.name in found.sites for site in noisy.sites)
-        if examples and met and (examples == 1 or not again):
+        if examples is not None and (examples == 1 or not again):
             known[key] = (uses, noisy.criterion, found)
             return replace(found, examples=examples)
     elif found is not None and not again:
         known[key] = (uses, noisy.criterion, found)
-        raise found
+        raise NotYetSupportedError(found)
     try:
         with float32_precision(), without_gradients():
             found = _Trial(noisy, split).search()
     except NotYetSupportedError as error:
-        known[key] = (uses, noisy.criterion, error)
+        known[key] = (uses, noisy.criterion, str(error))
         raise
     known[key] = (uses, noisy.criterion, found)
     return found
@@ -134,11 +138,17 @@ def _examples(
     noisy: NoisyLoss, leaves: Sequence[Any], found: Layout, split: Split | None
 ) -> int | None:
     """How many examples a batch has by a known layout; None if it does not fit."""
-    if split is not None:
-        return noisy.require_targets().shape[found.logits]
-    pairs = zip(leaves, found.inputs, strict=True)
-    numbers = {_count(leaf, dim) for leaf, dim in pairs if dim is not None}
-    return numbers.pop() if len(numbers) == 1 else None
+    targets = noisy.require_targets()
+    if any(site.name not in found.sites for site in noisy.sites) or targets.ndim <= found.logits:
+        return None
+    entries = targets.shape[found.logits]
+    if split is None:
+        pairs = zip(leaves, found.inputs, strict=True)
+        numbers = {_count(leaf, dim) for leaf, dim in pairs if dim is not None}
+    else:
+        numbers = {entries // found.each}
+    examples = numbers.pop()
+    return examples if not numbers and examples * found.each == entries else None
 
 
 def _leaves(tree: Any) -> tuple[list[Any], TreeSpec]:
@@ -239,7 +249,7 @@ class _Trial:
         k = min(examples, _ROWS)
         few = self._few(dims, k)
         self._norms = _KeptStatistics()
-        layout = Layout(examples, dims, 0, {}, (), False, False)
+        layout = Layout(examples, dims, 0, 1, {}, (), False, False)
         with self._norms:
             logits, sites, outputs = self._run(layout, few, clean)
         layout.normalizes = bool(self._norms)
@@ -262,8 +272,8 @@ class _Trial:
         )
         self._require_same(logits_2, take(logits, dim, other, k))
         targets = self._noisy.require_targets()
-        each = logits.shape[dim] // k
-        if targets.ndim <= dim or targets.shape[dim] != each * examples:
+        layout.each = logits.shape[dim] // k
+        if targets.ndim <= dim or targets.shape[dim] != layout.each * examples:
             raise NotYetSupportedError(
                 f"targets of shape {tuple(targets.shape)} do not count {examples} examples as "
                 f"logits of shape {tuple(logits.shape)} do {k}"
@@ -550,8 +560,7 @@ def passes(
     noise: Noise = own_noise if own else clean
     # Last: a pass may depend on the buffers, and all must start from the same.
     logits, _ = part.logits(noise, update_buffers=update_buffers)
-    each = targets.shape[dim] // n
-    blocks = logits.split([each * length for length in lengths], dim)
+    blocks = logits.split([found.each * length for length in lengths], dim)
     if own:
         labels = take(targets, dim, first, n)
         ends.append(Ends(blocks[-2], blocks[-1], labels, n / own, (n / own) ** 0.5))
