@@ -15,7 +15,7 @@ from benchmarks.workloads import SIZES, WORKLOADS
 from dropreg.book.experiments.records import results_folder
 from dropreg.book.experiments.tasks import Size
 
-PARTS = (*WORKLOADS, "growth", "import", "fidelity", "gradients", "rules")
+PARTS = (*WORKLOADS, "growth", "import", "fidelity", "shares", "gradients", "rules")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from benchmarks import fidelity
 
             fidelity.fidelity(options.size, device, folder)
+        elif part == "shares":
+            from benchmarks import shares
+
+            shares.shares(options.size, device, folder)
         elif part in ("gradients", "rules"):
             from benchmarks import rules
 

@@ -96,8 +96,11 @@ METHODS: Mapping[str, Callable[[Workload, torch.device], Step]] = {
     "both/jvp": _replaced(method="jvp"),
     "both/published": _replaced(method="sampled_labels"),
     "both/exact": _replaced(method="exact"),
-    **{f"share-{n}/{method}": _replaced(method=method, share=1 / n)
-       for method in ("central", "even_odd") for n in (2, 4, 8)},
+    **{
+        f"share-{n}/{method}": _replaced(method=method, share=1 / n)
+        for method in ("central", "even_odd")
+        for n in (2, 4, 8)
+    },
 }
 """Makes the step of each method. "published" is the published way: sampled labels, and both effects
 by double backward."""

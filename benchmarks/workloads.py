@@ -20,9 +20,9 @@ SIZES = ("tiny", "small", "full")
 class CNN(nn.Module):
     """Three convolutions with batch norm, each followed by dropout of whole channels."""
 
-    def __init__(self, width: int, classes: int, p: float) -> None:
+    def __init__(self, width: int, classes: int, p: float, channels: int = 3) -> None:
         super().__init__()
-        widths = (3, width, 2 * width, 2 * width)
+        widths = (channels, width, 2 * width, 2 * width)
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=1) for before, after in itertools.pairwise(widths)
         )
