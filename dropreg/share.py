@@ -14,6 +14,10 @@ Of N examples a random share S of m has noise, the others have none. Let :math:`
 The rows of one pass are the others, and the share twice, under :math:`+\eta` and :math:`-\eta`:
 :math:`(1 + f) N` of them. Noise that examples share needs two further passes, of a share of its
 own. Which dimension counts the examples, in inputs, sites and logits, is tried out: see `layout`.
+
+Where examples meet in batch norm, its statistics are those of these rows: the share counts twice,
+and what the noise of one example does to the others through them is lost, as :math:`+\eta` and
+:math:`-\eta` cancel there to first order.
 """
 
 from __future__ import annotations

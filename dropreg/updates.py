@@ -770,11 +770,11 @@ class DropoutReplacement:
         if every > 1 or not noisy.sites or not (method.is_central or method is _EVEN_ODD):
             return 1.0
         try:
-            _, shared = layout(noisy, self._update._split).kinds
+            found = layout(noisy, self._update._split)
         except NotYetSupportedError:
             return 1.0
-        # No share has the covariance of noise that examples share.
-        return 1.0 if shared else DEFAULT_SHARE
+        # No share has the covariance of noise that examples share, nor the statistics of a batch.
+        return 1.0 if found.kinds[1] or found.normalizes else DEFAULT_SHARE
 
     def _suitable(self, low: bool) -> ExplicitMethod:
         """The method that was asked for, or else the default that suits a precision."""
@@ -930,8 +930,8 @@ def replace_dropout(
             the others have the clean loss. The effects are as strong there as mean and covariance
             need, 1/f and 1/sqrt(f) times, and a step takes 1 + f passes (1 + 2f by "even_odd") in
             place of 2. All examples if 1. If None, a quarter for "central" and "even_odd", but all
-            where examples share noise (dropped weights), where the batch cannot be taken apart, or
-            for another method. See `dropreg.share`.
+            where examples share noise (dropped weights) or batch norm, where the batch cannot be
+            taken apart, or for another method. See `dropreg.share`.
         split: Takes the model's inputs and the numbers of some examples, an int64 tensor, and
             returns the inputs of these; if None, found out by trying.
         generator: Source of randomness; the default generator if None. With several processes seed

@@ -13,8 +13,9 @@ from reference import call as logits_of
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dropreg import explicit_regularizer, find_sites, implicit_noise, replace_dropout
+from dropreg import NoisyLoss, explicit_regularizer, find_sites, implicit_noise, replace_dropout
 from dropreg.errors import DropregError
+from dropreg.share import layout, size, take
 
 EXACT = 1e-6
 """Relative: float64, where what is left is rounding in the reference's central differences."""
@@ -186,7 +187,7 @@ def _require_refusal(case: Case, reason: NotDescribed, row: Row) -> None:
         "find_sites": lambda: find_sites(case.model, *positional, **named),
         "exact": lambda: explicit_regularizer(case.model, x),
         "analytic noise": lambda: implicit_noise(case.model, x, y),
-        "replace_dropout": lambda: replace_dropout(case.model).loss(x, y),
+        "replace_dropout": lambda: replace_dropout(case.model, share=1).loss(x, y),
     }
     if isinstance(reason, NoDerivative):
         calls = {name: calls[name] for name in ("exact", "analytic noise")}
@@ -256,16 +257,52 @@ def _checks(
         )
     yield (
         "replace_dropout",
-        against(lambda: replace_dropout(model, **given()).loss(x, y), total, CENTRAL),
+        against(lambda: replace_dropout(model, share=1, **given()).loss(x, y), total, CENTRAL),
     )
     yield (
         "even_odd",
         against(
-            lambda: replace_dropout(model, method="even_odd", **given()).loss(x, y),
+            lambda: replace_dropout(model, method="even_odd", share=1, **given()).loss(x, y),
             lambda: reference.loss(etas),  # the even part and the odd part: the loss at +eta
             EXACT,
         ),
     )
+    yield "share", lambda: _half_of_the_batch(case, reference, etas, against)()
+
+
+def _half_of_the_batch(
+    case: Case, reference: Reference, etas: Sequence[Tensor], against: Callable[..., Any]
+) -> Callable[[], tuple[float, float]]:
+    """Both effects on half of the examples, where each has noise of its own."""
+    found = layout(NoisyLoss(case.model, case.inputs, "cross_entropy", reference.targets))
+    if found.kinds[1]:
+        raise NotDescribed("examples share noise, of which no share has the covariance")
+    if found.normalizes:
+        raise NotDescribed("examples meet in batch norm, whose statistics a share changes")
+    n, some = found.examples, size(found, 0.5)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    noisy = torch.zeros(n, dtype=torch.bool)
+    noisy[order[:some]] = True
+    of_some, zeroed = [], []
+    for eta, dim in zip(etas, found.sites.values(), strict=True):
+        of_some.append(take(eta, dim, order[:some], n))
+        counts = noisy.repeat_interleave(eta.shape[dim] // n)
+        zeroed.append(eta * counts.view([-1 if d == dim else 1 for d in range(eta.ndim)]))
+    nothing = [torch.zeros_like(eta) for eta in etas]
+
+    def ours() -> Tensor:
+        law, source = _Given(of_some), torch.Generator().manual_seed(0)
+        objective = replace_dropout(
+            case.model, share=0.5, step=STEP, distribution=law, generator=source
+        )
+        return objective.loss(case.inputs, reference.targets)
+
+    def expected() -> Tensor:
+        effects = n / some * reference.explicit_along(zeroed)
+        noise = (n / some) ** 0.5 * reference.slope(zeroed)
+        return reference.loss(nothing) + effects + noise
+
+    return against(ours, expected, CENTRAL)
 
 
 def _standard_errors(case: Case, reference: Reference) -> float:

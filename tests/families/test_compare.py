@@ -21,7 +21,7 @@ def last(case: Case) -> Row:
 def test_the_library_agrees_with_the_reference(build):
     row = last(build())
     assert (row.verdict, row.wrong, row.crashed) == ("agrees", [], [])
-    assert len(row.errors) == 8
+    assert len(row.errors) == 9
 
 
 def test_what_is_not_described_has_to_be_refused():
