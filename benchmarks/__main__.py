@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure, report
-from benchmarks.methods import DIAGONALS, METHODS
+from benchmarks.methods import METHODS, VALUES
 from benchmarks.workloads import SIZES, WORKLOADS
 from dropreg.book.experiments.records import results_folder
 from dropreg.book.experiments.tasks import Size
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", choices=SIZES, default="small", help="of every workload")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART")
-    every = (*METHODS, *DIAGONALS)
+    every = (*METHODS, *VALUES)
     parser.add_argument("--methods", nargs="+", choices=every, default=every, metavar="METHOD")
     parser.add_argument("--rounds", type=int, default=5, help="repeats, taken in turns")
     parser.add_argument("--results", type=Path, default=results_folder() / "speed")

@@ -75,7 +75,7 @@ def _peak(build: Any, workload: Workload, device_name: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     device = torch.device(device_name)
     libc = ctypes.CDLL(None)
-    libc.mallopt(-3, 65536)  # M_MMAP_THRESHOLD: what is freed goes back, and is not counted twice
+    libc.mallopt(-3, mmap.PAGESIZE)  # M_MMAP_THRESHOLD: what is freed goes back, and no gap counts
     step = build(workload, device)
     step()  # finds the sites, and lets the libraries set themselves up
     _forget(step)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.workloads import Workload
+from benchmarks.workloads import WeightMLP, Workload
 from dropreg import NoisyLoss, dropout_k_loss, explicit_regularizer, implicit_noise, replace_dropout
 from dropreg.control.passes import find_logits
 from dropreg.probes import clean
@@ -24,6 +24,28 @@ def _plain(workload: Workload, device: torch.device, *, noisy: bool) -> Step:
     def step() -> None:
         logits = find_logits(model(inputs))
         F.cross_entropy(logits.flatten(0, -2), targets.flatten()).backward()
+
+    return _fresh(model, step)
+
+
+def r_drop(one: Tensor, other: Tensor, targets: Tensor) -> Tensor:
+    r"""R-Drop (Liang et al. 2021, equation 4) of the logits, (N, C), under two masks.
+
+    Both losses and :math:`\alpha/2` times both Kullback-Leibler divergences, per example. Its
+    factor :math:`\alpha` is 1: which it is makes no difference to what a step costs.
+    """
+    p, q = one.log_softmax(-1), other.log_softmax(-1)
+    both_ways = F.kl_div(p, q, reduction="batchmean", log_target=True)
+    both_ways = both_ways + F.kl_div(q, p, reduction="batchmean", log_target=True)
+    return F.nll_loss(p, targets) + F.nll_loss(q, targets) + both_ways / 2
+
+
+def _two_masks(workload: Workload, device: torch.device) -> Step:
+    model, inputs, targets = workload.build(device)
+
+    def step() -> None:
+        one, other = (find_logits(model(inputs)).flatten(0, -2) for _ in range(2))
+        r_drop(one, other, targets.flatten()).backward()
 
     return _fresh(model, step)
 
@@ -101,29 +123,39 @@ METHODS: Mapping[str, Callable[[Workload, torch.device], Step]] = {
         for method in ("central", "even_odd")
         for n in (2, 4, 8)
     },
+    "rdrop": _two_masks,
 }
 """Makes the step of each method. "published" is the published way: sampled labels, and both effects
 by double backward."""
 
 
 def _value(model: nn.Module, inputs: Any, targets: Tensor, **options: Any) -> Step:
-    def step() -> None:
+    def step() -> Tensor:
         with torch.no_grad():
-            explicit_regularizer(model, inputs, **options)
+            return explicit_regularizer(model, inputs, **options)
 
     return step
 
 
-def _backpack(workload: Workload, device: torch.device, extension: str) -> Step:
+def _r_approx(model: WeightMLP, diagonals: Iterable[Tensor]) -> Tensor:
+    """R_approx from the diagonal of the GGN of each of the weights, all of them dropped alike."""
+    pairs = zip(diagonals, model.weights(), strict=True)
+    of_weights = sum((diagonal * weight.detach().square()).sum() for diagonal, weight in pairs)
+    return 0.5 * model.p / (1 - model.p) * of_weights
+
+
+def _backpack(workload: Workload, device: torch.device, name: str) -> Step:
     from backpack import backpack, extend, extensions
 
     model, inputs, targets = workload.build(device)
     layers, criterion = extend(model.layers), extend(nn.CrossEntropyLoss())
+    extension = getattr(extensions, name)()
 
-    def step() -> None:
+    def step() -> Tensor:
         model.zero_grad(set_to_none=True)
-        with backpack(getattr(extensions, extension)()):
+        with backpack(extension):
             criterion(layers(inputs), targets).backward()
+        return _r_approx(model, (getattr(w, extension.savefield) for w in model.weights()))
 
     return step
 
@@ -132,14 +164,15 @@ def _curvlinops(workload: Workload, device: torch.device) -> Step:
     from curvlinops import GGNLinearOperator, hutchinson_diag
 
     model, inputs, targets = workload.build(device)
-    weights = list(model.layers.parameters())
+    weights = model.weights()
 
-    def step() -> None:
+    def step() -> Tensor:
         matrix = GGNLinearOperator(
             model.layers, nn.CrossEntropyLoss(), weights, [(inputs, targets)],
             check_deterministic=False,
         )  # fmt: skip
-        hutchinson_diag(matrix, 1)
+        diagonal = hutchinson_diag(matrix, 1).split([w.numel() for w in weights])
+        return _r_approx(model, (d.view_as(w) for d, w in zip(diagonal, weights, strict=True)))
 
     return step
 
@@ -148,9 +181,7 @@ def _value_by(method: str) -> Callable[[Workload, torch.device], Step]:
     return lambda workload, device: _value(*workload.build(device), method=method)
 
 
-DIAGONALS: Mapping[str, Callable[[Workload, torch.device], Step]] = {
-    "none": METHODS["none"],
-    "dropout": METHODS["dropout"],
+VALUES: Mapping[str, Callable[[Workload, torch.device], Step]] = {
     "value/exact": _value_by("exact"),
     "value/sampled_labels": _value_by("sampled_labels"),
     "value/central": _value_by("central"),
@@ -158,7 +189,8 @@ DIAGONALS: Mapping[str, Callable[[Workload, torch.device], Step]] = {
     "backpack/mc": lambda w, d: _backpack(w, d, "DiagGGNMC"),
     "curvlinops/hutchinson": _curvlinops,
 }
-"""Values of R_approx with dropout on weights, where the two libraries' diagonals give it, too."""
+"""Values of R_approx with dropout on weights, where the two libraries' diagonals give it, too.
+These steps return it."""
 
 SLOW = {"dropout_8", "dropout_32"}
 """What averages over enough passes by itself to be timed once."""
@@ -166,7 +198,7 @@ SLOW = {"dropout_8", "dropout_32"}
 
 def methods_of(name: str) -> Mapping[str, Callable[[Workload, torch.device], Step]]:
     """The methods that apply to a workload."""
-    if name == "weight-mlp":
-        return DIAGONALS
     # "exact" takes a backward pass for each class; in language models also for each word.
-    return {k: v for k, v in METHODS.items() if name in ("mlp", "cnn") or not k.endswith("/exact")}
+    few = name in ("mlp", "weight-mlp", "cnn")
+    steps = {k: v for k, v in METHODS.items() if few or not k.endswith("/exact")}
+    return {**steps, **(VALUES if name == "weight-mlp" else {})}

@@ -46,6 +46,10 @@ class WeightMLP(nn.Module):
         )  # fmt: skip
         self.p = p
 
+    def weights(self) -> list[Tensor]:
+        """What is dropped: all but the biases."""
+        return [layer.weight for layer in self.layers if isinstance(layer, nn.Linear)]
+
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             if isinstance(layer, nn.Linear):

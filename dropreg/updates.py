@@ -546,9 +546,9 @@ def dropout_k_loss(
             if None, see `dropreg.control.passes.find_logits`.
         chunk: How many masks' activations to keep at a time. If None, all `k`. Otherwise gradients
             are taken chunk by chunk already in this call, which needs the memory of `chunk` masks
-            only. They are those of chunk=None, in whatever the loss depends on: parameters, inputs
-            that require a gradient, and what lies before them. The result can then be
-            differentiated once.
+            and of one set of gradients, their sum so far. They are those of chunk=None, in whatever
+            the loss depends on: parameters, inputs that require a gradient, and what lies before
+            them. The result can then be differentiated once.
         distribution: Law of the noise.
         generator: Source of randomness; the default generator if None. With several processes seed
             it with seed + rank: the same seed on each rank gives the same masks.
@@ -583,24 +583,24 @@ def dropout_k_loss(
     plain = dict(inputs) if isinstance(inputs, Mapping) else inputs
     noisy = NoisyLoss(model, tree_map(begin_here, plain), loss, targets, output)
     oldest = _age_of_a_node_made_now()
-    masks = (scalar for _, scalar in update.terms(noisy))
-    total, grads = torch.zeros(()), dict[Tensor, Tensor]()
+    masks = map(operator.itemgetter(1), update.terms(noisy))
+    total, grads, leaves = torch.zeros(()), list[Tensor | None](), list[Tensor]()
     while some := list(islice(masks, chunk)):
-        share = reduce(operator.add, some)
-        del some
-        total = total.to(share) + share.detach()
-        if share.grad_fn is None:  # everything is frozen
-            continue
-        leaves, older = _leaves(share.grad_fn, oldest)
-        with _without_hooks(leaves):
-            # What was computed before this call, and not as an input, serves the next chunk too.
-            new = torch.autograd.grad(share, leaves, retain_graph=older)
-        for leaf, grad in zip(leaves, new, strict=True):
-            # Two leaves may have been given one tensor, or one that repeats a single number.
-            grads[leaf] = grads[leaf].add_(grad) if leaf in grads else grad.clone()
-        del new, grad
+        # The sum so far is the first thing that the backward pass meets: it adds to it, leaf by
+        # leaf, whatever it finds later, so that there is never a second set of gradients.
+        so_far = _WithGradients.apply(total.to(some[0]), grads, *leaves)
+        share = reduce(operator.add, some, so_far)
+        total = share.detach()
+        if share.grad_fn is not None:  # else everything is frozen
+            leaves, older = _leaves(share.grad_fn, oldest)
+            with _without_hooks(leaves):
+                # What was computed before this call, and not as an input, serves the next chunk.
+                grads = [*torch.autograd.grad(share, leaves, retain_graph=older, allow_unused=True)]
+        # Whatever holds a graph: this chunk's is to be gone before the next one's is made.
+        del some, so_far, share
+        noisy.output = update.output = None
     origin = {copy: x for x, copy in copies.items()}
-    return _WithGradients.apply(total, [*grads.values()], *(origin.get(x, x) for x in grads))
+    return _WithGradients.apply(total, grads, *(origin.get(x, x) for x in leaves))
 
 
 def _nothing() -> None:
@@ -652,18 +652,22 @@ class _WithGradients(torch.autograd.Function):
     """A value whose gradients in some tensors are known already."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, grads: Sequence[Tensor], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, grads: list[Tensor | None], *tensors: Tensor) -> Tensor:
         ctx.grads = grads
         return value.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        grads, ctx.grads = ctx.grads, None  # scaled in place: there may be no room for a copy
+        grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError("the loss of a chunked dropout_k_loss can be differentiated once.")
-        # Factor by factor, as the loss may lie on another device than a weight.
-        return None, None, *(grad.mul_(grad_output.to(grad.device)) for grad in grads)
+        scaled = list[Tensor | None]()
+        while grads:  # one at a time, as there may be no room for a copy of all
+            grad = grads.pop(0)  # not scaled in place: two leaves may have been given one tensor
+            # Factor by factor, as the loss may lie on another device than a weight.
+            scaled.append(None if grad is None else grad * grad_output.to(grad.device))
+        return None, None, *scaled
 
 
 class DropoutReplacement:

@@ -8,7 +8,9 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.rules import CHECKED
 from dropreg import (
@@ -412,6 +414,27 @@ def functional(weights):
     return Functional()
 
 
+class SparseTable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.drop = nn.Embedding(5, 3, sparse=True), nn.Dropout(0.3)
+
+    def forward(self, words):
+        return self.drop(self.table(words))
+
+
+class Alike(nn.Module):
+    """Autograd gives two leaves the same tensor, and a third one number that is repeated."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.zeros(6, 4)), nn.Parameter(torch.ones(6, 4))
+        self.c, self.tied = nn.Parameter(torch.zeros(6, 5)), Tied()
+
+    def forward(self, x):
+        return self.tied(x + (self.a + self.b)) + self.c.sum() * torch.arange(5)
+
+
 def chunk_cases():
     """Name to (model, inputs, leaves), made anew for each loss."""
     words = torch.tensor([0, 1, 2, 3, 4, 0])
@@ -431,6 +454,10 @@ def chunk_cases():
     yield "functional_call, made before", functional(lambda: made), x, [*leaves.values()]
     now = functional(lambda: {name: 2 * p for name, p in leaves.items()})
     yield "functional_call, made inside", now, x, [*leaves.values()]
+    sparse = SparseTable()
+    yield "sparse gradients", sparse, words, [*sparse.parameters()]
+    alike = Alike()
+    yield "one gradient for two", alike, x, [*alike.parameters()]
 
 
 @pytest.mark.parametrize("name", [name for name, *_ in chunk_cases()])
@@ -465,6 +492,82 @@ def test_chunks_leave_parameters_that_are_not_met_without_a_gradient():
     dropout_k_loss(model, x, y, 4, chunk=2).backward()
     assert model.extra.weight.grad is None
     assert model.hidden.weight.grad is not None
+
+
+class WithoutOne(torch.autograd.Function):
+    """Has no gradient for its second input, as straight-through functions have none for a scale."""
+
+    @staticmethod
+    def forward(ctx, x, scale):
+        return x * scale
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
+
+
+def test_chunks_where_a_function_has_no_gradient_for_a_parameter():
+    class Rounded(Tied):
+        def forward(self, x):
+            return WithoutOne.apply(super().forward(x), self.scale)
+
+    gradients = []
+    for chunk in (None, 1):
+        model, x, y = Rounded(), torch.ones(3, 4), torch.tensor([0, 1, 2])
+        model.scale = nn.Parameter(torch.ones(()))
+        generator = torch.Generator().manual_seed(0)
+        dropout_k_loss(model, x, y, 3, chunk=chunk, generator=generator).backward()
+        assert model.scale.grad is None
+        gradients.append(model.hidden.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+class Live(TorchDispatchMode):
+    """The most bytes in tensors at any time, of those that an operation made in this mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak, self.made = 0, {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        given = {x.untyped_storage()._cdata for x in args if isinstance(x, Tensor)}
+        for x in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(x, Tensor) and (storage := x.untyped_storage())._cdata not in given:
+                self.made[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.made = {key: it for key, it in self.made.items() if not it[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.made.values()))
+        return result
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("rows", [1, 8, 16, 64])
+def test_chunks_keep_one_chunk_and_one_set_of_gradients(rows, before):
+    """Whatever weighs more: the gradients by far, both alike, the activations by far."""
+    torch.manual_seed(0)
+    layers = (nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.3))
+    model = nn.Sequential(*(copy.deepcopy(layer) for _ in range(6) for layer in layers))
+    batch = torch.randn(rows, 64), torch.randint(64, (rows,))
+    weights = dict(model.named_parameters())
+    one_set = sum(p.numel() * p.itemsize for p in weights.values())
+    if before:
+        made = {name: 2 * p for name, p in weights.items()}
+        inner, model = model, nn.Module()
+        model.inner = inner
+        model.forward = lambda x: torch.func.functional_call(inner, made, (x,))
+
+    def peak(k, chunk=None):
+        for p in weights.values():
+            p.grad = None
+        with Live() as live:
+            dropout_k_loss(model, *batch, k, chunk=chunk).backward(retain_graph=before)
+        return live.peak
+
+    peak(1)  # finds the sites
+    for chunk in (1, 4):
+        assert peak(12, chunk) < peak(chunk) + 1.05 * one_set
+    if not before:  # else there are gradients of what was made from the weights, too
+        assert peak(12, 4) < 1.3 * peak(4)
 
 
 def small(p=0.3):

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Categorical, kl_divergence
 
 from benchmarks.__main__ import main
 from benchmarks.fidelity import last_layer, with_last_layer
+from benchmarks.methods import VALUES, r_drop
 from benchmarks.workloads import WORKLOADS
 from dropreg import explicit_regularizer
 from dropreg.book.experiments.records import results_folder
@@ -16,8 +18,9 @@ from dropreg.book.experiments.records import results_folder
 COMMITTED = sorted((results_folder() / "speed").rglob("*.json"))
 COST = (
     "dropout", "controlled", "dropout_2", "both/central", "both/even_odd", "both/published",
-    "half/central",
+    "half/central", "rdrop",
 )  # fmt: skip
+OTHERS = ("backpack/mc", "curvlinops/hutchinson")
 
 
 @pytest.mark.filterwarnings("ignore")  # of BackPACK and curvlinops
@@ -25,7 +28,7 @@ COST = (
 def test_every_workload_at_tiny(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The cost of each method on each workload: times, peaks, table and plot."""
     arguments = ["--size", "tiny", "--rounds", "1", "--results", str(tmp_path)]
-    arguments += ["--only", *WORKLOADS, "--methods", *COST, "backpack/mc", "curvlinops/hutchinson"]
+    arguments += ["--only", *WORKLOADS, "--methods", *COST, *OTHERS]
     main(arguments)
     assert "both/central" in capsys.readouterr().out
     folder = tmp_path / "tiny" / "cpu"
@@ -33,10 +36,30 @@ def test_every_workload_at_tiny(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for name in WORKLOADS:
         found = json.loads((folder / f"{name}.json").read_text())
         methods = {row["method"] for row in found["rows"]}
-        assert methods == {"dropout", *(("backpack/mc", "curvlinops/hutchinson")
-                           if name == "weight-mlp" else COST)}  # fmt: skip
+        assert methods == {*COST, *(OTHERS if name == "weight-mlp" else ())}
         assert all(row["seconds"] > 0 and row["rounds"] == 1 for row in found["rows"])
         assert found["session"]["command"].startswith("python -m benchmarks")
+
+
+def test_r_drop_is_the_papers_equation() -> None:
+    torch.manual_seed(0)
+    one, other, y = torch.randn(5, 3), torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    p, q = (Categorical(logits=logits) for logits in (one, other))
+    divergence = (kl_divergence(p, q) + kl_divergence(q, p)) / 2
+    expected = (divergence - p.log_prob(y) - q.log_prob(y)).mean()
+    torch.testing.assert_close(r_drop(one, other, y), expected)
+
+
+@pytest.mark.filterwarnings("ignore")  # of BackPACK and curvlinops
+def test_values_with_dropout_on_weights_are_those_of_other_libraries() -> None:
+    """One draw's mean is the exact value: 400 draws within four standard errors."""
+    workload, cpu = WORKLOADS["weight-mlp"]["tiny"], torch.device("cpu")
+    exact = VALUES["backpack/exact"](workload, cpu)()
+    torch.testing.assert_close(VALUES["value/exact"](workload, cpu)(), exact)
+    for name in ("value/sampled_labels", "value/central", *OTHERS):
+        step = VALUES[name](workload, cpu)
+        draws = torch.stack([step() for _ in range(400)])
+        assert abs(draws.mean() - exact) < 4 * draws.std() / 20, name
 
 
 def test_fidelity_at_tiny(tmp_path: Path) -> None:
