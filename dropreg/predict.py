@@ -235,14 +235,15 @@ def _switch_on_dropout_alone(passes: _Passes) -> None:
     # A norm of the batch drops nothing, and fails on a single example in train mode.
     able = {id(m) for m in model.modules() if not isinstance(m, _NormBase)}
     as_they_are = {id(m) for m in model.modules() if m.training} & able
+    _put(model, set())
+    never_off = passes.control()
+    at_test_time = passes.logits(never_off).clone()  # the next pass may write to it
     for asked in (as_they_are, able):
         _put(model, asked)
         listed, running = _listed(passes)
-        if listed.sites:
+        if listed.sites != never_off.sites:
             break
     require_sites(model, listed)
-    _put(model, set())
-    at_test_time = passes.logits(passes.control()).clone()  # the next pass may write to it
     # The module whose code drops mostly says by its own mode whether to; else one that called it.
     innermost = {id(modules[0]) for modules in running}
     for training in (innermost, {id(m) for modules in running for m in modules}):

@@ -278,10 +278,31 @@ class Spectral(nn.Module):
         return self.drop(self.norm(x))
 
 
-MODELS = {
-    model.__name__: model
-    for model in (Mixed, Hand, Told, Heads, Recurrent, Attends, InPlace, Spectral)
-}
+class NeverOff(nn.Module):
+    """One dropout is on in eval mode, too, as its flag was forgotten; the other is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.out = nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.out(F.dropout(x, 0.1)))
+
+
+class Hooked(nn.Module):
+    """Dropout by a hook on a module that has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(4, 3)
+        self.out.register_forward_hook(lambda module, _, h: F.dropout(h, 0.3, module.training))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(x)
+
+
+CLASSES = (Mixed, Hand, Told, Heads, Recurrent, Attends, InPlace, Spectral, NeverOff, Hooked)
+MODELS = {model.__name__: model for model in CLASSES}
 
 
 def under_torchs_masks(model: nn.Module, samples: int) -> Tensor:
