@@ -36,7 +36,7 @@ from dropreg.noisy_loss import Sampling
 from dropreg.probes import Noise, clean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # whether two tensors are equal is no yes or no
 class Prediction:
     r"""What a model predicts under its masks, for each example (or position).
 
