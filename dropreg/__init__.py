@@ -16,6 +16,7 @@ from dropreg.losses import BinaryCrossEntropy, CrossEntropy, Elementwise, Loss, 
 from dropreg.measure import Estimate, gradient_noise, measure_explicit
 from dropreg.noise import Law, sample
 from dropreg.noisy_loss import NoisyLoss
+from dropreg.predict import Prediction, predict
 from dropreg.probes import Probe
 from dropreg.sites import Site, Sites
 from dropreg.updates import (
@@ -43,6 +44,7 @@ __all__ = [
     "Loss",
     "NoisyLoss",
     "Objective",
+    "Prediction",
     "Probe",
     "Report",
     "Row",
@@ -60,6 +62,7 @@ __all__ = [
     "gradient_noise",
     "implicit_noise",
     "measure_explicit",
+    "predict",
     "register_adapter",
     "replace_dropout",
     "sample",

@@ -173,15 +173,32 @@ def _require_module(model: nn.Module) -> nn.Module:
     return model
 
 
-def _audit(model: nn.Module, arguments: Arguments, pick: Output) -> Audit:
-    """Run the model with every site off, and see that nothing else in it is random."""
-    _refuse_opaque(model)
+def looked_at(model: nn.Module, arguments: Arguments) -> Audit:
+    """What is known of a model before it is run: enough for a pass that nobody differentiates.
+
+    Args:
+        model: The model.
+        arguments: Its arguments; see `dropreg.control.passes.call_arguments`.
+
+    Returns:
+        The paths of its modules, and what it holds; no sites.
+
+    Raises:
+        InputError: If the model is no `nn.Module`, or does not take these arguments.
+        UnsupportedError: If it has modules whose dropout runs where nobody can see it.
+    """
+    _refuse_opaque(_require_module(model))
     _require_that_inputs_fit(model, arguments)
-    audit = Audit(
+    return Audit(
         paths={id(module): path for path, module in model.named_modules()},
         adapted=module_adapters(model),
         private=draws.private_generators(model),
     )
+
+
+def _audit(model: nn.Module, arguments: Arguments, pick: Output) -> Audit:
+    """Run the model with every site off, and see that nothing else in it is random."""
+    audit = looked_at(model, arguments)
 
     def logits(noise: Noise = clean) -> Tensor:
         control = audit.control(noise)
@@ -189,10 +206,10 @@ def _audit(model: nn.Module, arguments: Arguments, pick: Output) -> Audit:
         output = forward(model, arguments, control, scratch=True, attributes=True)
         return find_logits(pick(output)).clone()  # the next pass may write to it
 
-    def watched(noise: Noise) -> tuple[Tensor, Control, _Watch, bool, bool]:
+    def watched(noise: Noise) -> tuple[Tensor, Control, Watch, bool, bool]:
         control = audit.control(noise)
         control.sites = []
-        watch = _Watch(control, model)
+        watch = Watch(control, model)
         with (
             scratch_buffers(model) as buffers_changed,
             scratch_attributes(model) as attributes_changed,
@@ -206,7 +223,7 @@ def _audit(model: nn.Module, arguments: Arguments, pick: Output) -> Audit:
     with exclusive(), draws.restored(), without_gradients():
         first, control, watch, changes_buffers, audit.changes_attributes = watched(clean)
         watched(_Around(0.3, {}))  # what is written may be what was dropped
-        if not _agree(first, logits()):
+        if not agree(first, logits()):
             raise NeverSupportedError(
                 "with every dropout site off, two forward passes still differ, though no random "
                 "generator was used: look for a custom kernel, or a pass that changes its own "
@@ -242,8 +259,16 @@ def _require_that_inputs_fit(model: nn.Module, arguments: Arguments) -> None:
         ) from error
 
 
-def _agree(first: Tensor, second: Tensor) -> bool:
-    """Whether two outputs are the same up to the order of summation in the kernels."""
+def agree(first: Tensor, second: Tensor) -> bool:
+    """Whether two outputs are the same up to the order of summation in the kernels.
+
+    Args:
+        first: Any numbers.
+        second: Others.
+
+    Returns:
+        Whether they are.
+    """
     if first.shape != second.shape:
         return False
     # Only what differs sets the scale: a class masked by -1e9 or -inf must not hide the others.
@@ -268,7 +293,7 @@ def _require_inplace_result_is_used(
         copies = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, arguments)
         output = forward(model, copies, control, scratch=True, attributes=True)
         outputs.append(pick(output))
-    if not _agree(*outputs):
+    if not agree(*outputs):
         raise NotYetSupportedError(
             "an in-place dropout whose result is not used, or whose input is used elsewhere: write "
             "x = F.dropout(x, ...) in place of F.dropout(x, ..., inplace=True)."
@@ -541,7 +566,7 @@ def _why_no_gradient(site: Site, index: int, first: Tensor, logits: Callable[...
     """What is wrong with a site to which no gradient came back; nothing if it has no effect."""
     # Masks of a small probability may leave all as it is: some more are tried.
     masks = [partial(_draw, law=Law.BERNOULLI, scale=1.0, seed=seed) for seed in range(4)]
-    if all(_agree(first, logits(_only(index, mask))) for mask in masks):
+    if all(agree(first, logits(_only(index, mask))) for mask in masks):
         return ""
     small = logits(_only(index, partial(_draw, law=Law.RADEMACHER, scale=0.05, seed=0)))
     if torch.equal(small, first):
@@ -652,7 +677,7 @@ _SCRIPTED_DROPOUT = (
 )
 
 
-class _Watch(draws.Operations):
+class Watch(draws.Operations):
     """Looks at every operation of a pass, and at what it writes to.
 
     Attributes:

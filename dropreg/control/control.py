@@ -169,6 +169,10 @@ class Control(TorchFunctionMode):
             return path or "the model itself"
         return "the model itself"
 
+    def running(self) -> list[nn.Module]:
+        """The modules of the model that are running, innermost first."""
+        return [module for module, _ in _callers(self.paths, self._outermost)]
+
     def skip(self, p: float, training: bool) -> None:
         """Note a dropout that is not a site: it is in eval mode or its probability is 0."""
         self.inactive_p.append(0.0 if training else p)

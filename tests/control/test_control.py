@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
@@ -151,3 +152,29 @@ def test_without_its_adapter_a_class_of_modules_is_refused() -> None:
     model = nn.Sequential(Rows(0.3), nn.Linear(4, 3))
     with pytest.raises(NeverSupportedError, match=r"Python's `random` \(in 0\)"):
         dropreg.find_sites(model, X)
+
+
+def test_the_modules_that_are_running() -> None:
+    """Also one that a function is called with, as transformers' attention is; innermost first."""
+
+    def helper(module: nn.Module, x: Tensor) -> Tensor:
+        return F.dropout(module(x), 0.3)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.drop = nn.Linear(4, 3), nn.Sequential(nn.Dropout(0.5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.drop(helper(self.part, x))
+
+    model = Outer()
+    met: list[list[nn.Module]] = []
+    control = Control(
+        lambda _: met.append(control.running()), paths={id(m): n for n, m in model.named_modules()}
+    )
+    with control:
+        model(X)
+    seen = [list(dict.fromkeys(modules)) for modules in met]
+    assert seen == [[model.part, model], [model.drop[0], model.drop, model]]
+    assert Control(lambda _: None).running() == []
