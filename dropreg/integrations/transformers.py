@@ -71,7 +71,8 @@ class ReplaceDropout(_Trainer):
         Raises:
             InputError: If an option cannot be, or does not go with those of the Trainer.
             MissingPackageError: If transformers is older than 5.19.
-            NotYetSupportedError: If anything but DistributedDataParallel is to wrap the model.
+            NotYetSupportedError: If the model is to be compiled, or wrapped by anything but
+                DistributedDataParallel.
         """
         if not hasattr(super(), "loss_is_scaled_for_ga"):
             raise MissingPackageError(
@@ -105,6 +106,10 @@ class ReplaceDropout(_Trainer):
             raise InputError(
                 "compute_loss_func is given logits that are computed already, too late to control "
                 "their noise. Say what is trained as replace_dropout={'loss': ...}."
+            )
+        if self.args.torch_compile:
+            raise NotYetSupportedError(
+                "dropout inside a compiled model cannot be controlled: set torch_compile=False."
             )
         if self.args.n_gpu > 1:
             raise NotYetSupportedError(
