@@ -16,6 +16,7 @@ from dropreg.errors import InputError, MissingPackageError, NotYetSupportedError
 
 pytest.importorskip("transformers", minversion="5.19")
 import transformers as hf
+from snippets import blocks
 from transformers.utils import logging
 
 from dropreg.integrations.transformers import ReplaceDropout
@@ -151,6 +152,31 @@ def logits_and_labels(name, model, rows):
     if name in SHIFTED:
         logits, labels = logits[:, :-1], labels[:, 1:]
     return logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+
+
+class Off(hf.TrainerCallback):
+    """Switches the explicit effect off before the second update."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.replacement.explicit = 0.0
+
+
+def test_the_page(tmp_path):
+    made = trainer(tagger(0), examples("tagger"), tmp_path, logging_steps=1)
+    names = {"model": made.model, "args": made.args, "data": made.train_dataset}
+    names["weights"] = torch.rand(CLASSES) + 0.5
+    for block in blocks("transformers"):
+        exec(block, names)
+        assert issubclass(names["MyTrainer"], hf.Trainer)
+    callback = Off()
+    callback.replacement = names["trainer"].replacement
+    names["trainer"].add_callback(callback)
+    names["trainer"].train()
+    for log, strength in zip(names["trainer"].state.log_history, (1.0, 0.0), strict=False):
+        rest = log["loss"] - log["loss_clean"] - log["loss_implicit"]
+        explicit = log.get("loss_explicit", 0.0)
+        assert rest == pytest.approx(strength * explicit, abs=1e-5)
+        assert bool(explicit) == bool(strength)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
