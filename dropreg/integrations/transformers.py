@@ -14,7 +14,7 @@ from torch import Tensor
 from dropreg import updates
 from dropreg.control.kernels import temporarily
 from dropreg.control.passes import find_logits
-from dropreg.errors import InputError, MissingPackageError, NotYetSupportedError, needs
+from dropreg.errors import InputError, MissingPackageError, NotYetSupportedError
 from dropreg.losses import CrossEntropy, FunctionLoss, Loss, resolve
 
 if TYPE_CHECKING:  # what super() is; where transformers is missing this file is imported too
@@ -129,9 +129,9 @@ class ReplaceDropout(_Trainer):
 
     def _usual(self) -> CrossEntropy:
         """Cross-entropy as the Trainer's arguments and the model's class have it."""
-        with needs("trainers", "ReplaceDropout"):
-            from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-            from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
         model = self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
         own = LOSS_MAPPING.get(getattr(model, "loss_type", None))
         aligned = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
