@@ -19,7 +19,7 @@ from tools import ROOT
 OF_ITS_OWN = "families"
 """The extra that has an environment of its own, unpinned; see `tools.families`."""
 ON_TOP = "trainers"
-"""The extra that has one on top of .venv, pinned in a file of its own; see `tools.trainers`."""
+"""The extra that has one whose pins are those of .venv and some more; see `tools.trainers`."""
 PINS, PINS_ON_TOP = "requirements.txt", f"requirements-{ON_TOP}.txt"
 
 
