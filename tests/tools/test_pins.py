@@ -37,7 +37,7 @@ def tree(tmp_path, monkeypatch):
     package("helper", "1.1")
     package("plots", "1.5", "colors; extra == 'nice'")
     package("colors", "3.0")
-    package("trainer-like", "1.0", "torch-like", "loops")
+    package("trainer_like", "1.0", "torch-like", "loops")
     package("loops", "1.0")
     package("loops", "2.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -58,7 +58,7 @@ def test_what_is_pinned_stays_and_the_rest_is_found(tree, capsys):
     pins.main(tree)
     assert "4 pins; new: none" in capsys.readouterr().out
     on_top = (tree / pins.PINS_ON_TOP).read_text()
-    assert on_top == "# On top.\nloops==1.0\ntrainer-like==1.0\n"
+    assert on_top == "# On top.\nloops==1.0\ntrainer_like==1.0\n"
 
 
 def test_what_cannot_be_had_changes_nothing(tree):
