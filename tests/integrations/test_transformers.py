@@ -287,6 +287,57 @@ def test_class_weights(tmp_path):
     torch.testing.assert_close(seen[0], list(wanted), rtol=1e-9, atol=1e-12)
 
 
+def test_each_process_may_count_for_itself(tmp_path):
+    torch.manual_seed(0)
+    model, data = gpt2(1).double(), examples("gpt2")
+    seen = []
+    for everywhere in (True, False):
+        args = {"average_tokens_across_devices": everywhere, "learning_rate": 0.0}
+        seen.append(gradients_in_training(model, data, tmp_path, **args)[1])
+    assert len(seen[0]) == UPDATES
+    torch.testing.assert_close(*seen, rtol=0, atol=0)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Ends before the Trainer, which does not know its length, expects it."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def test_a_stream_that_ends_gives_no_update_without_a_batch(tmp_path):
+    torch.manual_seed(0)
+    model, rows = gpt2(1).double(), examples("gpt2")
+    options = {"explicit": 0.0, "implicit": 0.0}
+    _, seen = gradients_in_training(
+        model, Stream(rows), tmp_path, options=options, learning_rate=0.0, max_steps=3
+    )
+    model.eval()
+    half = len(rows) // 2
+    for found, part in zip(seen, (rows[:half], rows[half:], rows[:half]), strict=True):
+        loss = F.cross_entropy(*logits_and_labels("gpt2", model, part))
+        wanted = torch.autograd.grad(loss, list(model.parameters()))
+        torch.testing.assert_close(found, list(wanted), rtol=1e-9, atol=1e-12)
+
+
+class Seq2Seq(ReplaceDropout, hf.Seq2SeqTrainer):
+    """The other Trainer."""
+
+
+def test_a_trainer_for_sequences_to_sequences(tmp_path):
+    torch.manual_seed(0)
+    model, rows = t5(1), examples("t5")
+    args = hf.Seq2SeqTrainingArguments(
+        str(tmp_path), max_steps=1, report_to=[], use_cpu=True, disable_tqdm=True, optim="sgd"
+    )
+    made = Seq2Seq(model, args, train_dataset=rows)
+    made.train()
+    assert set(made.replacement.parts) == {"clean", "explicit", "implicit"}
+
+
 @pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
 def test_other_losses_are_named(kind, tmp_path):
     torch.manual_seed(0)
@@ -348,6 +399,7 @@ def test_a_checkpoint_without_noise_is_told(tmp_path):
     args = {"save_strategy": "steps", "save_steps": 1}
     trainer(gpt2(1), data, tmp_path, kind=hf.Trainer, **args).train()
     made = trainer(gpt2(1), data, tmp_path, **args)
+    made._load_rng_state(None)  # which a Trainer may be asked for
     with pytest.warns(UserWarning, match="has no dropreg_noise_0.pth.*The noise begins anew"):
         made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
