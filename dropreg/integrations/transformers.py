@@ -118,7 +118,7 @@ class ReplaceDropout(_Trainer):
                 "CUDA_VISIBLE_DEVICES name one GPU."
             )
         kind = self.accelerator.distributed_type.value
-        if self.accelerator.parallelism_config is not None:
+        if getattr(self.accelerator, "parallelism_config", None) is not None:
             kind = "a parallelism_config"
         elif kind == "NO" or kind.startswith("MULTI_"):  # alone, or DistributedDataParallel
             return

@@ -205,6 +205,33 @@ def test_the_clean_gradient_is_that_of_one_large_batch(name, smoothing, tmp_path
         torch.testing.assert_close(found, list(wanted), rtol=1e-9, atol=1e-12)
 
 
+# Of peft's own.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing", "ignore:fan_in_fan_out")
+@pytest.mark.parametrize("name", ["gpt2", "t5", "classifier"])
+def test_lora(name, tmp_path):
+    """The dropout of the adapters is replaced, too, and only they get a gradient."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    targets = {"gpt2": ["c_attn"], "t5": ["q", "v"], "classifier": ["query", "value"]}[name]
+    config = peft.LoraConfig(r=2, lora_dropout=0.2, target_modules=targets, init_lora_weights=False)
+    model, data = peft.get_peft_model(FAMILIES[name](1), config).double(), examples(name)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    made, seen = gradients_in_training(
+        model, data, tmp_path, options={"explicit": 0.0, "implicit": 0.0}, learning_rate=0.0
+    )
+    model.eval()
+    rows = data[: MICRO * ACCUMULATED]
+    loss = F.cross_entropy(*logits_and_labels(name, model, rows))
+    wanted = torch.autograd.grad(loss, trained)
+    torch.testing.assert_close(seen[0], list(wanted), rtol=1e-9, atol=1e-12)
+    inputs = batch(rows)
+    labels = inputs.pop("labels")
+    if name == "t5":
+        inputs["decoder_input_ids"] = labels.clamp(0)
+    sites = dropreg.find_sites(made.model.train(), **inputs)
+    assert any(site.p == 0.2 and "lora_dropout" in site.name for site in sites)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "t5", "classifier"])
 def test_both_effects_are_sums_over_the_micro_batches(name, tmp_path):
     """Each micro-batch's loss with the update's number of terms, and with the noise of the seed."""

@@ -19,6 +19,8 @@ import test_accelerate as accelerating
 import test_lightning as lightning
 import test_transformers as hugging
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).with_name("two_processes.py")
 ROOT = SCRIPT.parents[2]
 
