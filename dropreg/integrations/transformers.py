@@ -34,7 +34,8 @@ class ReplaceDropout(_Trainer):
     The loss is cross-entropy, shifted where the model's class is a causal language model's, with
     ``args.label_smoothing_factor``. On a run's first batch it is held against the loss that the
     model computes itself, and refused if that is another one. Then say which loss is meant, for
-    instance ``replace_dropout={"loss": CrossEntropy(weight=...)}``.
+    instance ``replace_dropout={"loss": CrossEntropy(weight=..., shift=True)}``; that one is refused
+    only if it does not shift as the model's does.
 
     The loss of an update is the sum over the terms that count (no -100) in all its micro-batches on
     all processes, over their number: gradients that are accumulated are those of one large batch,
@@ -82,8 +83,9 @@ class ReplaceDropout(_Trainer):
         super().__init__(*args, **kwargs)
         options = dict(replace_dropout or {})
         self._require_what_works()
-        self._is_told_the_loss = "loss" in options
-        self._criterion = self._given(options) if self._is_told_the_loss else self._usual()
+        usual, self._is_told_the_loss = self._usual(), "loss" in options
+        self._shifts = usual.shift
+        self._criterion = self._given(options) if self._is_told_the_loss else usual
         self._pick = options.get("output") or find_logits
         if options.get("generator") is None:
             # The default one the Trainer seeds alike on every rank: huggingface/transformers#31412.
@@ -243,7 +245,7 @@ class ReplaceDropout(_Trainer):
         shifted = getattr(inner, "prepare_decoder_input_ids_from_labels", None)
         if shifted and not {"decoder_input_ids", "decoder_inputs_embeds"} & inputs.keys():
             inputs["decoder_input_ids"] = shifted(labels=labels)
-        if not (self._is_told_the_loss or self._has_seen_the_loss):
+        if not self._has_seen_the_loss:
             self._compare_losses(inner, inputs, labels)
         self._criterion.normalizer = num_items_in_batch
         self.replacement.model = model
@@ -256,18 +258,26 @@ class ReplaceDropout(_Trainer):
 
     def _compare_losses(self, model: Any, inputs: Mapping[str, Any], labels: Tensor) -> None:
         """Refuse a model whose own loss is not the one that is about to be trained."""
-        shifted = getattr(self._criterion, "shift", False)
-        plain = CrossEntropy(shift=shifted)
+        told = self._is_told_the_loss
+        if told and getattr(self._criterion, "shift", self._shifts) == self._shifts:
+            self._has_seen_the_loss = True
+            return
         with torch.no_grad(), temporarily(list(model.modules()), "training", False):
             returned = model(**inputs, labels=labels)
-            ours = plain.mean(self._pick(returned), labels)
+            ours = CrossEntropy(shift=self._shifts).mean(self._pick(returned), labels)
         own = getattr(returned, "loss", None)
         if ours.isnan():  # every label is -100: the next batch will tell
             return
         low = own is not None and own.dtype.itemsize < 4
         near = own is not None and torch.isclose(own.to(ours), ours, rtol=1e-2 if low else 1e-4)
-        if not near or getattr(returned, "aux_loss", None) is not None:
-            kind = "cross-entropy" + (" of shifted labels" if shifted else "")
+        if told and near:
+            raise InputError(
+                f"the model's own loss on the first batch is cross-entropy with shift="
+                f"{self._shifts}, and the loss that was given has shift={not self._shifts}: say "
+                f"CrossEntropy(shift={self._shifts}, ...)."
+            )
+        if not told and (not near or getattr(returned, "aux_loss", None) is not None):
+            kind = "cross-entropy" + (" of shifted labels" if self._shifts else "")
             raise InputError(
                 f"the model's own loss on the first batch is {own}, and {kind} is {ours}. If that "
                 "is what you want to train, or the model has another loss, say so, for instance "

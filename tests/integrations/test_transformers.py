@@ -518,6 +518,19 @@ def test_a_model_with_another_loss_is_refused(kind, tmp_path):
     trainer(model, examples("gpt2"), tmp_path, options=said).train()
 
 
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_a_given_loss_must_shift_as_the_model_does(name, tmp_path):
+    torch.manual_seed(0)
+    model, data, shift = FAMILIES[name](0), examples(name), name in SHIFTED
+    weight = torch.rand(CLASSES) + 0.5
+    wrong = dropreg.CrossEntropy(weight=weight, shift=not shift)
+    for loss in (wrong, *(["cross_entropy"] if shift else [])):
+        with pytest.raises(InputError, match=rf"given has.*say CrossEntropy\(shift={shift}"):
+            trainer(model, data, tmp_path, options={"loss": loss}).train()
+    right = dropreg.CrossEntropy(weight=weight, shift=shift)
+    trainer(model, data, tmp_path, options={"loss": right}).train()
+
+
 @pytest.mark.parametrize(
     ("given", "says"),
     [
