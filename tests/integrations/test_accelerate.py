@@ -84,6 +84,24 @@ def test_training_is_that_of_a_plain_loop(accumulated):
         assert found == pytest.approx(wanted, rel=1e-5)
 
 
+def test_batches_of_unequal_size_by_a_normalizer():
+    """As the page says: the mean number of terms of the update's batches."""
+    names = prepared(gradient_accumulation_steps=2)
+    labels = TARGETS.clone()
+    labels[[1, 2, 3, 9, 10, 12]] = -100
+    criterion = dropreg.CrossEntropy()
+    off = {"explicit": 0.0, "implicit": 0.0}
+    objective = dropreg.replace_dropout(names["model"], loss=criterion, **off)
+    for index in range(2):
+        rows = slice(4 * index, 4 * index + 4)
+        criterion.normalizer = (labels[:8] != -100).sum() / 2
+        names["accelerator"].backward(objective.loss(INPUTS[rows], labels[rows]))
+    net = network().eval()
+    F.cross_entropy(net(INPUTS[:8]), labels[:8]).backward()
+    for found, wanted in zip(names["model"].parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, wanted.grad)
+
+
 def test_saved_and_loaded_it_goes_on_with_the_same_noise(tmp_path):
     names = prepared() | {"folder": str(tmp_path)}
     exec(LOOP, names)

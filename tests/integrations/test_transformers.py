@@ -394,6 +394,19 @@ def test_evaluation_is_the_trainers(smoothing, tmp_path):
     assert trainer(model, data, tmp_path, **rest).evaluate()["eval_loss"] == plain["eval_loss"]
 
 
+def test_the_trainer_divides_gpt2s_eval_loss_by_every_label(tmp_path):
+    """As the page says; ours is divided by the labels that are predicted."""
+    torch.manual_seed(0)
+    model, data = gpt2(0), examples("gpt2")
+    for row in data:
+        row["labels"] = row["labels"].clamp(0)
+    made = trainer(model, data, tmp_path, more={"eval_dataset": data})
+    evaluated = made.evaluate()["eval_loss"]
+    model.eval()
+    plain = F.cross_entropy(*logits_and_labels("gpt2", model, data)).item()
+    assert evaluated == pytest.approx(plain * (LENGTH - 1) / LENGTH, rel=1e-4)
+
+
 def test_a_resumed_run_has_the_noise_that_it_would_have_had(tmp_path):
     data = examples("gpt2", 5 * MICRO * ACCUMULATED)
     ends = []
