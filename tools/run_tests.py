@@ -19,7 +19,7 @@ from tools import ROOT, elsewhere
 BIN = Path(sys.executable).parent
 
 CHECK = "check"
-BESIDE = ("lint", "assignments")
+BESIDE = ("lint", "assignments", "trainers")
 ALONE = "tests"  # some of them look at the clock
 NOT_OF_THE_LIBRARY = ("assignments", "browser", "colab", "pages", "tools")
 
@@ -50,6 +50,11 @@ def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
         "assignments": (
             "Assignments: solution and empty notebook, from the source to the marks",
             [["python", "-m", "assignments.grader", "build", "--check"]],
+            {},
+        ),
+        "trainers": (
+            "In transformers, Lightning, Accelerate and Keras, in an environment of their own",
+            [["python", "-m", "tools.trainers"]],
             {},
         ),
         "tests": (

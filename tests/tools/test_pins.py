@@ -14,6 +14,7 @@ dependencies = ["Torch-like>=1"]
 [project.optional-dependencies]
 book = ["plots[nice]>=1"]
 families = ["not-to-be-found>=1"]
+trainers = ["trainer-like"]
 """
 
 
@@ -36,9 +37,13 @@ def tree(tmp_path, monkeypatch):
     package("helper", "1.1")
     package("plots", "1.5", "colors; extra == 'nice'")
     package("colors", "3.0")
+    package("trainer_like", "1.0", "torch-like", "loops")
+    package("loops", "1.0")
+    package("loops", "2.0")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     (tmp_path / "pyproject.toml").write_text(PROJECT)
+    (tmp_path / pins.PINS_ON_TOP).write_text("# On top.\nloops==1.0\n")
     return tmp_path
 
 
@@ -52,6 +57,8 @@ def test_what_is_pinned_stays_and_the_rest_is_found(tree, capsys):
     assert "4 pins; new: Torch_like==2.0, colors==3.0, plots==1.5" in capsys.readouterr().out
     pins.main(tree)
     assert "4 pins; new: none" in capsys.readouterr().out
+    on_top = (tree / pins.PINS_ON_TOP).read_text()
+    assert on_top == "# On top.\nloops==1.0\ntrainer_like==1.0\n"
 
 
 def test_what_cannot_be_had_changes_nothing(tree):
@@ -62,12 +69,18 @@ def test_what_cannot_be_had_changes_nothing(tree):
     assert path.read_text() == "helper==9.9\n"
 
 
-def test_everything_that_is_asked_for_is_pinned_in_its_range():
-    lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
+def read(name):
+    lines = (ROOT / name).read_text("utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
-    pinned = {re.sub(r"[-_.]+", "-", name).lower(): pin for name, pin in pinned.items()}
-    for line in pins.wanted(ROOT):
-        asked = Requirement(line)
-        pin = pinned.get(re.sub(r"[-_.]+", "-", asked.name).lower())
-        assert pin is not None, f"{line}: make pins"
-        assert asked.specifier.contains(pin), f"{line}: make pins"
+    return {re.sub(r"[-_.]+", "-", name).lower(): pin for name, pin in pinned.items()}
+
+
+def test_everything_that_is_asked_for_is_pinned_in_its_range():
+    pinned, on_top = read(pins.PINS), read(pins.PINS_ON_TOP)
+    assert not pinned.keys() & on_top.keys(), "make pins"
+    for extra, found in ((None, pinned), (pins.ON_TOP, pinned | on_top)):
+        for line in pins.wanted(ROOT, extra):
+            asked = Requirement(line)
+            pin = found.get(re.sub(r"[-_.]+", "-", asked.name).lower())
+            assert pin is not None, f"{line}: make pins"
+            assert asked.specifier.contains(pin), f"{line}: make pins"
