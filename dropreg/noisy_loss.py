@@ -163,6 +163,7 @@ class NoisyLoss:
         """
         audit, control = self._audit, self._audit.control(self._with_strengths(noise))
         control.sites, control.inactive_p = [], []
+        self.output = None  # of the pass before: there may be no room for both
         attributes = audit.changes_attributes
         scratch = (attributes or self.sites.changes_buffers) and not update_buffers
         self.output = forward(
@@ -174,11 +175,15 @@ class NoisyLoss:
         if not audit.has_met(control.sites):  # a schedule, or another way through the model
             self._audit = audited(self.model, self.arguments, self.pick, again=True)
         logits = find_logits(self.pick(self.output))
-        self._compare_losses(logits)
+        self.compare_losses(logits)
         return logits, control.sites
 
-    def _compare_losses(self, logits: Tensor) -> None:
-        """Say so, once a model, if the model returns a loss of its own and it is another one."""
+    def compare_losses(self, logits: Tensor) -> None:
+        """Say so, once a model, if the model returns a loss of its own and it is another one.
+
+        Args:
+            logits: Those of the last pass.
+        """
         own = getattr(self.output, "loss", None)
         if self.targets is None or not isinstance(own, Tensor) or own.numel() != 1:
             return

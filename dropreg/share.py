@@ -283,7 +283,11 @@ class _Trial:
                 f"logits of shape {tuple(logits.shape)} do {k}"
             )
         self._try_noise(layout, few, logits)
-        layout.one_number = self._is_one_number(logits, take(targets, dim, few, examples), dim, k)
+        labels = take(targets, dim, few, examples)
+        layout.one_number = self._is_one_number(logits, labels, dim, k)
+        part = rows_of(self._noisy, layout, few, self._split)
+        part.targets = labels
+        part.logits(clean)  # says so if the model's own loss is another one
         if layout.kinds[1] and (layout.one_number or layout.normalizes):
             what = "a loss that is one number" if layout.one_number else "batch norm"
             raise NotYetSupportedError(f"examples share noise, and meet in {what}")

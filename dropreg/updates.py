@@ -376,6 +376,8 @@ class Update:
 
     def _masked(self, noisy: NoisyLoss, *, last: bool = False, output: bool = True) -> Tensor:
         """The loss under one dropout mask."""
+        if output:
+            self._returned = _nothing  # that of the mask before takes up memory
         loss = noisy(self._sampling.probe(Law.BERNOULLI).at(1.0), update_buffers=last)
         if output:
             self.output = noisy.output

@@ -374,7 +374,13 @@ def test_replacement_is_the_sum_of_its_parts(case_name: str, method: str) -> Non
     case, spec, y = setup(case_name)
     generator = torch.Generator().manual_seed(5)
     training = replace_dropout(
-        case.model, explicit=0.7, implicit=1.3, method=method, step=FINE, generator=generator
+        case.model,
+        explicit=0.7,
+        implicit=1.3,
+        method=method,
+        step=FINE,
+        share=1,
+        generator=generator,
     )
     total = training.loss(case.inputs, y)
 
@@ -414,7 +420,9 @@ def test_every_nth_loss_has_all_of_the_effects(method: str) -> None:
     training = replace_dropout(
         case.model, every=4, generator=torch.Generator().manual_seed(5), **options
     )
-    each = replace_dropout(case.model, generator=torch.Generator().manual_seed(5), **options)
+    each = replace_dropout(
+        case.model, share=1, generator=torch.Generator().manual_seed(5), **options
+    )
     for number in range(9):
         total = training.loss(case.inputs, y)
         if number % 4:
@@ -454,7 +462,7 @@ def test_parts_that_are_present(
 ) -> None:
     """What is not computed is absent; the strengths may change during training."""
     case, spec, y = setup("tanh_network")
-    training = replace_dropout(case.model, method=method)
+    training = replace_dropout(case.model, method=method, share=1)
     training.loss(case.inputs, y)
     training.explicit, training.implicit = strengths
     total = training.loss(case.inputs, y)
@@ -481,7 +489,7 @@ def test_even_and_odd_parts_at_one_half_are_a_mask_and_its_complement() -> None:
         mask = 1 + eta
         assert set(mask.tolist()) <= {0.0, 2.0}
         up, down = oracle.loss_at(case, spec, y, torch.stack([mask - 1, (2 - mask) - 1]))
-        training = replace_dropout(case.model, method="even_odd", distribution="bernoulli")
+        training = replace_dropout(case.model, method="even_odd", distribution="bernoulli", share=1)
         with drawn(eta):
             total = training.loss(case.inputs, y)
         torch.testing.assert_close(total, up)  # even + odd = the loss under the mask
@@ -500,7 +508,12 @@ def test_even_and_odd_parts_at_any_strength(explicit: float, implicit: float) ->
     clean = oracle.loss_at(case, spec, y, case.zero[None])[0]
     expected = clean + explicit * ((up + down) / 2 - clean) + implicit * (up - down) / 2
     training = replace_dropout(
-        case.model, method="even_odd", explicit=explicit, implicit=implicit, loss=spec.loss
+        case.model,
+        method="even_odd",
+        explicit=explicit,
+        implicit=implicit,
+        loss=spec.loss,
+        share=1,
     )
     if explicit == implicit == 0:
         total = training.loss(case.inputs, y)

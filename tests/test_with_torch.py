@@ -170,8 +170,13 @@ def test_no_tensor_is_larger_than_the_logits(method: str) -> None:
         if method == "dropout_k":
             dropout_k_loss(model, tokens, targets, 4, chunk=2).backward()
         else:
-            replace_dropout(model, method=method).loss(tokens, targets).backward()
+            replace_dropout(model, method=method, share=1).loss(tokens, targets).backward()
     assert largest.numel == 80 * 3000
+    if method in METHODS:
+        with _Largest() as largest:
+            replace_dropout(model, method=method, share=0.25).loss(tokens, targets).backward()
+        more = {"central": 0.25, "even_odd": 0.5}[method]  # rows of the share, once or twice more
+        assert largest.numel == (1 + more) * 80 * 3000
 
 
 def test_chunked_loss_says_that_it_is_differentiated_once() -> None:
