@@ -773,7 +773,8 @@ class DropoutReplacement:
 
     def _default_share(self, noisy: NoisyLoss, method: ExplicitMethod, every: int) -> float:
         """The share that a model, its batch and a method allow."""
-        if every > 1 or not noisy.sites or not (method.is_central or method is _EVEN_ODD):
+        # On a share the even part at full strength is too noisy: see "What it costs".
+        if every > 1 or not noisy.sites or not method.is_central:
             return 1.0
         try:
             found = layout(noisy, self._update._split)
@@ -860,8 +861,7 @@ class DropoutReplacement:
 
 DEFAULT_SHARE = 0.25
 """The share of the batch on which `replace_dropout` takes both effects, where it is free to choose.
-Its book page *What it costs* has the measurements."""
-_EVEN_ODD = ExplicitMethod.EVEN_ODD
+The book's page *What it costs* has the measurements."""
 
 
 def _rule_of(
@@ -935,9 +935,9 @@ def replace_dropout(
         share: Share f of the batch on which both effects are taken, at random anew in each loss;
             the others have the clean loss. The effects are as strong there as mean and covariance
             need, 1/f and 1/sqrt(f) times, and a step takes 1 + f passes (1 + 2f by "even_odd") in
-            place of 2. All examples if 1. If None, a quarter for "central" and "even_odd", but all
-            where examples share noise (dropped weights) or batch norm, where the batch cannot be
-            taken apart, or for another method. See `dropreg.share`.
+            place of 2. All examples if 1. If None, a quarter for "central" and its ablations, but
+            all where examples share noise (dropped weights) or batch norm, where the batch cannot
+            be taken apart, or for another method. See `dropreg.share`.
         split: Takes the model's inputs and the numbers of some examples, an int64 tensor, and
             returns the inputs of these; if None, found out by trying.
         generator: Source of randomness; the default generator if None. With several processes seed

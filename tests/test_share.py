@@ -432,6 +432,9 @@ def test_the_default_share():
     other = replace_dropout(Perceptron(), method="jvp")
     other.loss(X, Y)
     assert other.share == 1
+    strong = replace_dropout(Perceptron(), method="even_odd")
+    strong.loss(X, Y)
+    assert strong.share == 1
     seldom = replace_dropout(Perceptron(), every=2)
     seldom.loss(X, Y)
     assert seldom.share == 1
@@ -459,14 +462,18 @@ def test_a_probability_that_changes():
     assert objective.parts["explicit"] != first
 
 
-def test_half_precision_takes_the_share_at_full_strength():
+def test_half_precision_on_a_share_keeps_its_parts():
     model, x = Perceptron().bfloat16(), X.bfloat16()
-    objective = replace_dropout(model, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(UserWarning, match="even_odd"):
-        objective.loss(x, Y)
-    assert objective.method == "even_odd"
-    assert objective.share == DEFAULT_SHARE
+    objective = replace_dropout(
+        model, method="even_odd", share=0.25, generator=torch.Generator().manual_seed(0)
+    )
+    total = objective.loss(x, Y)
     assert list(objective.parts) == ["clean", "explicit", "implicit"]
+    assert torch.allclose(total, sum(objective.parts.values()), atol=1e-2)
+    by_itself = replace_dropout(model)
+    with pytest.warns(UserWarning, match="even_odd"):
+        by_itself.loss(x, Y)
+    assert by_itself.share == 1
 
 
 def test_options_that_do_not_fit():

@@ -681,7 +681,7 @@ def test_the_default_method_suits_the_precision():
     with pytest.warns(UserWarning, match=r"below float32.*method='even_odd'"):
         loss = objective.loss(X.bfloat16(), Y)
     assert objective.method == "even_odd"
-    assert set(objective.parts) == {"clean", "explicit", "implicit"}
+    assert set(objective.parts) == {"even", "implicit"}
     same = replace_dropout(
         model, method="even_odd", generator=torch.Generator().manual_seed(0)
     ).loss(X.bfloat16(), Y)
