@@ -35,13 +35,14 @@ is compared along a random direction of all the parameters, with central differe
 reference's value.
 
 Compared are `explicit_regularizer` by "exact", "jvp", "central" and "sampled\\_labels",
-`implicit_noise` by "analytic" and "central", and the loss of `replace_dropout` by "central" and
-"even\\_odd", each but "sampled\\_labels" with its gradient. *Agrees* means: within $10^{-6}$ of the
+`implicit_noise` by "analytic" and "central", and the loss of `replace_dropout` by "central",
+"even\\_odd", and "central" on half of the batch (`share`; where examples share noise or batch norm
+that is another value, and is not compared), each but "sampled\\_labels" with its gradient. *Agrees* means: within $10^{-6}$ of the
 reference, relative; within $10^{-5}$ for "central", taken with a step of $10^{-6}$; and for the
 mean of %(draws)s draws of "sampled\\_labels", within 4 standard errors. The sites and their
 probabilities are those of the masks that a pass draws, and the parameters are left as they were.
 """
-METHODS = 8
+METHODS = 9
 REFUSED = {
     "NeverSupportedError": "Refused for good",
     "NotYetSupportedError": "Refused so far",
