@@ -33,7 +33,7 @@ from dropreg.control.passes import (
 )
 from dropreg.errors import InputError, PrecisionError, values_are_checked
 from dropreg.noise import Law, Sampler, sampler_of
-from dropreg.probes import Noise, Probe, clean, require_all_met
+from dropreg.probes import Noise, OnRows, Probe, clean, require_all_met
 from dropreg.sites import Site, Sites
 
 _COMPARED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -111,7 +111,7 @@ class NoisyLoss:
     def _with_strengths(self, noise: Noise) -> Noise:
         """A noise, times the root of each site's strength."""
 
-        def scaled(site: Site) -> Tensor | None:
+        def scaled(site: Site) -> Tensor | OnRows | None:
             eta = noise(site)
             fitting = [s for p, s in self._strengths.items() if fnmatchcase(site.name, p)]
             return eta if eta is None or not fitting else fitting[-1] ** 0.5 * eta

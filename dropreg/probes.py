@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,8 +12,47 @@ from dropreg.errors import NotYetSupportedError
 from dropreg.noise import SAMPLERS, Law, Sampler, sample, sampler_of
 from dropreg.sites import Site
 
-Noise = Callable[[Site], Tensor | None]
-"""The noise of a site: a tensor of the site's mask shape, or None for no noise."""
+
+@dataclass(frozen=True)
+class OnRows:
+    r"""Noise on rows of a site: none on the first ones, then :math:`+\eta`, then :math:`-\eta`.
+
+    Attributes:
+        eta: The noise of the rows in the middle.
+        dim: The dimension that counts rows.
+        rows: How many entries of it each of the three has.
+    """
+
+    eta: Tensor
+    dim: int
+    rows: tuple[int, int, int]
+
+    def __rmul__(self, factor: float) -> OnRows:
+        """The same noise at another strength."""
+        return replace(self, eta=factor * self.eta)
+
+    def whole(self) -> Tensor:
+        """The noise of all rows, of the site's mask shape."""
+        shape = list(self.eta.shape)
+        shape[self.dim] = self.rows[0]
+        return torch.cat([self.eta.new_zeros(shape), self.eta, -self.eta], self.dim)
+
+    def apply(self, h: Tensor, one: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The site's computation, which keeps nothing for the rows without noise.
+
+        Args:
+            h: The tensor.
+            one: The computation where all rows have noise.
+
+        Returns:
+            The tensor with its noise.
+        """
+        without, plus, minus = h.split(self.rows, self.dim)
+        return torch.cat([without, one(plus, self.eta), one(minus, -self.eta)], self.dim)
+
+
+Noise = Callable[[Site], Tensor | OnRows | None]
+"""The noise of a site: a tensor of its mask shape, or of some rows of it, or None for no noise."""
 
 
 def clean(site: Site) -> None:

@@ -43,7 +43,7 @@ from dropreg.errors import InputError, NotYetSupportedError
 from dropreg.losses import Loss, ratio
 from dropreg.noise import Law
 from dropreg.noisy_loss import NoisyLoss, Sampling
-from dropreg.probes import Noise, Probe, clean
+from dropreg.probes import Noise, OnRows, Probe, clean
 from dropreg.sites import Site
 
 Split = Callable[[Any, Tensor], Any]
@@ -324,10 +324,10 @@ class _Trial:
         k = len(few)
         some, others = few[:1], few[1:]
         probe = Probe(Law.RADEMACHER, torch.Generator().manual_seed(0))
-        noise = _OnRows(probe.at(0.5), layout, (k - 1, 1, 1), own=True)
+        noise = _NoiseOfShare(probe.at(0.5), layout, (k - 1, 1, 1), own=True)
         mixed, *_ = self._run(layout, torch.cat([others, some, some]), noise)
         ends = [
-            self._run(layout, some, _OnRows(probe.at(scale), layout, (0, 1, 0), own=True))[0]
+            self._run(layout, some, _NoiseOfShare(probe.at(scale), layout, (0, 1, 0), own=True))[0]
             for scale in (0.5, -0.5)
         ]
         rest = take(logits, layout.logits, torch.arange(1, k), k)
@@ -400,7 +400,7 @@ class _KeptStatistics(TorchFunctionMode):
         return F.batch_norm(x, mean, var, weight, bias, False, momentum, eps)
 
 
-class _OnRows:
+class _NoiseOfShare:
     """A probe's noise for one pass: on some rows where each has its own, or where they share it."""
 
     def __init__(
@@ -416,7 +416,7 @@ class _OnRows:
         """
         self._probe, self._layout, self._rows, self._own = probe, layout, rows, own
 
-    def __call__(self, site: Site) -> Tensor | None:
+    def __call__(self, site: Site) -> Tensor | OnRows | None:
         """The noise of a site."""
         dim = self._layout.sites[site.name]
         if (dim is None) == self._own:
@@ -431,13 +431,7 @@ class _OnRows:
         eta = self._probe(replace(site, shape=tuple(shape), mask_shape=tuple(mask_shape)))
         if not (without or minus):
             return eta
-        whole = eta.new_empty(site.mask_shape)
-        blocks = whole.split([without * each, plus * each, minus * each], dim)
-        blocks[0].zero_()
-        blocks[1].copy_(eta)
-        if minus:
-            torch.neg(eta, out=blocks[2]) if blocks[2].is_contiguous() else blocks[2].copy_(-eta)
-        return whole
+        return OnRows(eta, dim, (without * each, plus * each, minus * each))
 
     @property
     def draws_globally(self) -> bool:
@@ -556,7 +550,7 @@ def passes(
         probe, part = sampling.probe(), rows_of(noisy, found, second, split)
         pair = []
         for sign in (-1, 1):
-            ours = _OnRows(probe.at(sign * scale), found, (0, shared, 0), own=False)
+            ours = _NoiseOfShare(probe.at(sign * scale), found, (0, shared, 0), own=False)
             pair.append(part.logits(ours)[0])
             returned.append(part.output)
         ends.append(Ends(pair[1], pair[0], take(targets, dim, second, n), n / shared, n / shared))
@@ -564,7 +558,7 @@ def passes(
     lengths = [*map(len, quiet), own, own]
     part = rows_of(noisy, found, torch.cat([*quiet, first, first]), split)
     at = (n - own - shared if not clean_too else n, own, own)
-    own_noise = _OnRows(sampling.probe().at(scale), found, at, own=True)
+    own_noise = _NoiseOfShare(sampling.probe().at(scale), found, at, own=True)
     noise: Noise = own_noise if own else clean
     # Last: a pass may depend on the buffers, and all must start from the same.
     logits, _ = part.logits(noise, update_buffers=update_buffers)

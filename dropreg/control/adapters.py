@@ -126,7 +126,7 @@ def _attention(
         kwargs["enable_gqa"] = False
     batch = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2])
     weights_shape = (*batch, query.shape[-2], key.shape[-2])
-    eta = control.noise("attention weights", query, weights_shape, dropout_p, training=True)
+    eta = control.some_noise("attention weights", query, weights_shape, dropout_p, training=True)
     if eta is None:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, is_causal=is_causal, **kwargs

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from dropreg.control import draws
 from dropreg.errors import InputError, NotYetSupportedError
 from dropreg.noise import check_probability
-from dropreg.probes import Noise
+from dropreg.probes import Noise, OnRows
 from dropreg.sites import Site
 
 Adapter = Callable[..., Any]
@@ -116,7 +116,7 @@ class Control(TorchFunctionMode):
         self._source, self.paths = source, paths or {}
         self.adapted, self.private = adapted, private
         self._calls: dict[str, int] = {}
-        self._given: list[Tensor | None] = []
+        self._given: list[Tensor | OnRows | None] = []
         self._states: list[object] = []
         self._own: list[tuple[nn.Module, Any]] = []
         self._masks = 0
@@ -187,6 +187,19 @@ class Control(TorchFunctionMode):
         mask_shape: Sequence[int] | None = None,
     ) -> Tensor | None:
         """Register a site for a tensor of the given shape, and get its noise (None: leave it)."""
+        eta = self.some_noise(kind, like, shape, p, training, mask_shape)
+        return eta.whole() if isinstance(eta, OnRows) else eta
+
+    def some_noise(
+        self,
+        kind: str,
+        like: Tensor,
+        shape: Sequence[int],
+        p: float,
+        training: bool,
+        mask_shape: Sequence[int] | None = None,
+    ) -> Tensor | OnRows | None:
+        """As `noise`, for `apply`: if only some rows have noise, that of these rows."""
         if isinstance(p, Tensor) and p.requires_grad:
             raise InputError(
                 f"the dropout probability in {self.where()} requires a gradient, but no effect is "
@@ -228,12 +241,14 @@ class Control(TorchFunctionMode):
         if draws_globally:
             self._states = draws.states(self.private, self._states)
         self._given.append(eta if is_computed_again else None)  # else it only takes up memory
-        self.differentiates |= eta is not None and eta.requires_grad
+        self.differentiates |= isinstance(eta, Tensor) and eta.requires_grad
         return eta
 
     @staticmethod
-    def apply(h: Tensor, eta: Tensor) -> Tensor:
+    def apply(h: Tensor, eta: Tensor | OnRows) -> Tensor:
         """The site's computation, h + eta * h, in the precision of h."""
+        if isinstance(eta, OnRows):
+            return eta.apply(h, Control.apply)
         eta = eta.to(h.dtype)
         if h.dtype.itemsize < 4:  # there 1 + eta is rounded too far for a mean of 1
             return h + eta * h
@@ -251,7 +266,7 @@ class Control(TorchFunctionMode):
     ) -> Tensor:
         """Register the tensor `h` as a site and return it with its noise."""
         before = len(self.sites)
-        eta = self.noise(kind, h, h.shape, p, training, mask_shape)
+        eta = self.some_noise(kind, h, h.shape, p, training, mask_shape)
         self.any_inplace |= inplace and len(self.sites) > before
         if eta is None:
             # A view: whoever sets an attribute to a dropped weight must not be given the parameter
@@ -262,7 +277,7 @@ class Control(TorchFunctionMode):
 
     def mask(self, like: Tensor, keep: float) -> Tensor:
         """A mask of zeros and ones by hand: keep * (1 + eta), with the noise of 1 - keep."""
-        eta = self.noise("mask", like, like.shape, 1.0 - keep, training=True)
+        eta = self.some_noise("mask", like, like.shape, 1.0 - keep, training=True)
         mask = torch.full_like(like, keep)
         mask = mask if eta is None else self.apply(mask, eta)
         return self.marked(mask)
@@ -348,7 +363,7 @@ class Control(TorchFunctionMode):
         """Control of a part of the pass that is computed again, from a site on, by its noise."""
         given = iter(self._given[start:])
 
-        def noise(site: Site) -> Tensor | None:
+        def noise(site: Site) -> Tensor | OnRows | None:
             try:
                 return next(given)
             except StopIteration:
