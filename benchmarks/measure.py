@@ -60,8 +60,8 @@ def times(
         for name, step in steps.items():
             if turn > 1 and name in SLOW:
                 continue
-            if turn == 0:  # finds the sites, and warms up
-                if name not in SLOW:
+            if turn == 0:  # finds the sites, looks at the batch twice, and warms up
+                for _ in range(0 if name in SLOW else 2):
                     step()
                 continue
             cpu, wall = _once(step, device)
@@ -77,7 +77,8 @@ def _peak(build: Any, workload: Workload, device_name: str, pipe: Any) -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(-3, mmap.PAGESIZE)  # M_MMAP_THRESHOLD: what is freed goes back, and no gap counts
     step = build(workload, device)
-    step()  # finds the sites, and lets the libraries set themselves up
+    for _ in range(2):  # finds the sites, looks at the batch, lets the libraries set themselves up
+        step()
     _forget(step)
     if device.type == "cuda":
         torch.cuda.empty_cache()
