@@ -418,6 +418,11 @@ class _NoiseOfShare:
 
     def __call__(self, site: Site) -> Tensor | OnRows | None:
         """The noise of a site."""
+        if site.name not in self._layout.sites:
+            raise NotYetSupportedError(
+                f"a pass met a dropout ({site.name}) that the batch was not looked at with: the "
+                "noise changes the way through the model, or a probability has changed meanwhile."
+            )
         dim = self._layout.sites[site.name]
         if (dim is None) == self._own:
             return None

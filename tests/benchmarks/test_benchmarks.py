@@ -18,7 +18,7 @@ from dropreg.book.experiments.records import results_folder
 COMMITTED = sorted((results_folder() / "speed").rglob("*.json"))
 COST = (
     "dropout", "controlled", "dropout_2", "both/central", "both/even_odd", "both/published",
-    "half/central", "rdrop",
+    "share-4/central", "rdrop",
 )  # fmt: skip
 OTHERS = ("backpack/mc", "curvlinops/hutchinson")
 

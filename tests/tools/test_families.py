@@ -49,9 +49,9 @@ def page(**changes):
 
 
 def test_a_row_counts_its_methods_and_shows_the_worst():
-    errors = {str(i): 1e-9 for i in range(7)} | {"sampled_labels": 1.0}
+    errors = {str(i): 1e-9 for i in range(8)} | {"sampled_labels": 1.0}
     assert "| A family | agrees | $1 \\cdot 10^{-9}$ | 2 | torch |" in page(errors=errors)
-    assert "| A family | 2 of 8 methods agree | $3 \\cdot 10^{-9}$ | 2 | torch |" in page()
+    assert "| A family | 2 of 9 methods agree | $3 \\cdot 10^{-9}$ | 2 | torch |" in page()
 
 
 def test_what_is_not_compared_is_said_with_the_reason():
