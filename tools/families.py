@@ -37,10 +37,11 @@ reference's value.
 Compared are `explicit_regularizer` by "exact", "jvp", "central" and "sampled\\_labels",
 `implicit_noise` by "analytic" and "central", and the loss of `replace_dropout` by "central",
 "even\\_odd", and "central" on half of the batch (`share`; where examples share noise or batch norm
-that is another value, and is not compared), each but "sampled\\_labels" with its gradient. *Agrees* means: within $10^{-6}$ of the
-reference, relative; within $10^{-5}$ for "central", taken with a step of $10^{-6}$; and for the
-mean of %(draws)s draws of "sampled\\_labels", within 4 standard errors. The sites and their
-probabilities are those of the masks that a pass draws, and the parameters are left as they were.
+that is another value, and is not compared), each but "sampled\\_labels" with its gradient.
+*Agrees* means: within $10^{-6}$ of the reference, relative; within $10^{-5}$ for "central", taken
+with a step of $10^{-6}$; and for the mean of %(draws)s draws of "sampled\\_labels", within 4
+standard errors. The sites and their probabilities are those of the masks that a pass draws, and the
+parameters are left as they were.
 """
 METHODS = 9
 REFUSED = {
