@@ -98,7 +98,7 @@ def layout(noisy: NoisyLoss, split: Split | None = None) -> Layout:
 
     The candidates are the first three dimensions of each input. The right ones are those by which a
     batch of other rows gives the same logits row by row, without noise and with noise on some of
-    them. Batch norm keeps the statistics of the whole batch meanwhile. As this can hold by chance
+    them. Batch norm keeps its statistics meanwhile. As this can hold by chance
     (states that are still zero), it is tried out again at the 2nd, 4th, 8th, ... update.
 
     Args:
@@ -157,6 +157,14 @@ def _examples(
 
 def _leaves(tree: Any) -> tuple[list[Any], TreeSpec]:
     return tree_flatten(tree, is_leaf=lambda x: isinstance(x, PackedSequence))
+
+
+def _numbers(leaf: Any) -> bool:
+    """Whether a leaf may number the examples, as the edges of a graph do."""
+    # Then it is not left whole where they are fewer: no process survives a wrong index on a GPU.
+    if not isinstance(leaf, Tensor) or leaf.ndim == 0 or leaf.dtype is torch.bool:
+        return False
+    return not (leaf.is_floating_point() or leaf.is_complex())
 
 
 def _count(leaf: Any, dim: int) -> int:
@@ -224,6 +232,8 @@ class _Trial:
                 why = why or error
         self._noisy(clean)  # whoever has given wrong inputs or targets is told so
         reason = f" Of the first way that was tried: {why}." if why else ""
+        if any(map(_numbers, leaves)):
+            reason += " (An input of integers may number the examples, and is not left whole.)"
         raise NotYetSupportedError(
             "this batch cannot be taken apart into examples that do not see each other, which a "
             f"share of the batch needs.{reason} Use share=1, or say how to take some examples: "
@@ -243,7 +253,10 @@ class _Trial:
         ]  # fmt: skip
         sizes = dict.fromkeys(of[d] for d in range(3) for of in dims if d in of)
         for examples in [size for size in sizes if size > 1]:
-            options = [[d for d, size in of.items() if size == examples] + [None] for of in dims]
+            options = [
+                [d for d, size in of.items() if size == examples] + [None] * (not _numbers(x))
+                for x, of in zip(leaves, dims, strict=True)
+            ]
             for chosen in itertools.product(*options):
                 if any(dim is not None for dim in chosen):
                     yield examples, chosen

@@ -330,6 +330,28 @@ def test_examples_that_see_each_other_are_not_taken_apart(how):
     assert torch.equal(loss, whole.loss(x, Y))
 
 
+def test_integers_that_may_number_the_examples_are_not_left_whole():
+    """On a GPU the edges of a graph with fewer nodes would end the process."""
+
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.dropout, self.head, self.passes = nn.Dropout(0.3), nn.Linear(3, CLASSES), []
+
+        def forward(self, x, edges):
+            self.passes.append(len(x))
+            return self.head(self.dropout(x).index_add(0, edges[1], x[edges[0]]))
+
+    model, edges = Graph(), torch.tensor([[0, 3, 1], [1, 2, 3]])
+    with pytest.raises(NotYetSupportedError, match="may number the examples"):
+        replace_dropout(model, share=0.5).loss((X.float(), edges), Y)
+    objective = replace_dropout(model)
+    objective.loss((X.float(), edges), Y)
+    assert objective.share == 1
+    assert set(model.passes) == {N}
+
+
 def test_a_split_of_the_users_own():
     """Inputs as a list of sequences of unequal length, which no dimension counts."""
 
