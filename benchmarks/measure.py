@@ -118,6 +118,10 @@ def peak(name: str, method: str, workload: Workload, device: torch.device) -> in
     theirs.close()
     try:
         return ours.recv()
+    except EOFError as error:
+        process.join()
+        how = f"exit code {process.exitcode}"
+        raise RuntimeError(f"the process of {method} on {name} ended early: {how}") from error
     finally:
         process.join()
 
