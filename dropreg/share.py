@@ -575,7 +575,7 @@ def passes(
     quiet = [rest, second, first] if clean_too else [rest]
     lengths = [*map(len, quiet), own, own]
     part = rows_of(noisy, found, torch.cat([*quiet, first, first]), split)
-    at = (n - own - shared if not clean_too else n, own, own)
+    at = (sum(map(len, quiet)), own, own)
     own_noise = _NoiseOfShare(sampling.probe().at(scale), found, at, own=True)
     noise: Noise = own_noise if own else clean
     # Last: a pass may depend on the buffers, and all must start from the same.

@@ -157,6 +157,20 @@ def test_both_kinds_of_noise_have_shares_of_their_own(monkeypatch):
     assert torch.allclose(gradient - clean, wanted, atol=1e-5 * wanted.norm())
 
 
+@pytest.mark.parametrize("method", ["central", "even_odd"])
+@pytest.mark.parametrize("own", [False, True])
+def test_with_shared_noise_clean_loss_and_output_are_the_networks(method, own):
+    model = Perceptron(on_weights=True, own=own)
+    logits = model.eval()(X)
+    model.train()
+    objective = replace_dropout(model, method=method, share=0.25, step=STEP)
+    objective.loss(X, Y)
+    clean = F.cross_entropy(logits, Y)
+    assert torch.allclose(objective.parts["clean"], clean, rtol=1e-5)
+    # The noise enters the logits linearly: the mean of a pair is the clean network's.
+    assert torch.allclose(objective.output, logits)
+
+
 LOSSES = {
     "padding": CrossEntropy(),
     "smoothing": CrossEntropy(label_smoothing=0.2),
