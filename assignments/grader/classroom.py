@@ -33,12 +33,11 @@ from traitlets.config import Config
 
 from assignments.grader.grading import (
     GradeInSandbox,
-    align,
     local_answers,
-    read_submission,
     run_tests,
     test_names,
 )
+from assignments.grader.reading import align, read_submission
 from assignments.grader.sandbox import isolation_works
 from tools import ROOT
 from tools.cache_key import cache_key
