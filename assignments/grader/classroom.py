@@ -248,8 +248,8 @@ def collect(course: Path, name: str, student: str, path: Path, notes: list[str])
     """Put one submission, in order, where nbgrader looks for it."""
     release = nbformat.read(release_of(course, name), as_version=4)
     notebook, found = read_submission(path)
-    aligned = release if notebook is None else align(notebook, release)
-    aligned.metadata["dropreg"] = {"notes": [*notes, *found]}
+    aligned, odd = (release, []) if notebook is None else align(notebook, release)
+    aligned.metadata["dropreg"] = {"notes": [*notes, *found, *odd]}
     target = course / "submitted" / student / name
     target.mkdir(parents=True, exist_ok=True)
     nbformat.write(aligned, target / f"{name}.ipynb")
