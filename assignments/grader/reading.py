@@ -374,7 +374,6 @@ class Text:
     place: float
     cell: int
     pictures: Mapping[str, Any]
-    surely: bool  # no comment in code, which may be about the code
 
     @property
     def number(self) -> str | None:
@@ -487,7 +486,7 @@ class Aligning:
                 if self.is_new(text) or pictures:
                     text = fenced(text) if self.code[i] else harmless(text, pictures)
                     at = self.written[number]
-                    found[number].append(Text(text, self.where(i), at, i, pictures, True))
+                    found[number].append(Text(text, self.where(i), at, i, pictures))
         return found
 
     def elsewhere(self, code: set[int], under: set[int]) -> list[Text]:
@@ -497,13 +496,13 @@ class Aligning:
         for i, cell in enumerate(self.theirs):
             at, source = self.place[i], self.sources[i]
             after = after if at is None else at
-            where, place = self.where(i), after + 0.5 * (at is None)
-            surely, text, pictures = True, "", NotebookNode()
+            where, place = self.where(i), after + (0.5 if at is None else 0.25)
+            text, pictures = "", NotebookNode()
             if i in under:
                 continue
             if self.code[i]:
-                text, surely = self.prose(i, i in code)
-                where = where if surely else f"the comments and texts of {where}"
+                text, alone = self.prose(i, i in code)
+                where = where if alone else f"comments and texts of {where}"
                 if not text and at is None and self.shows(cell):
                     text, where = self.shows(cell), f"the output of {where}"
             elif i not in code:
@@ -512,7 +511,7 @@ class Aligning:
                 pictures = cell.attachments
                 text = harmless(text, pictures) if self.is_new(text) else ""
             if text or pictures:
-                found.append(Text(text, where, place, i, pictures, surely))
+                found.append(Text(text, where, place, i, pictures))
         return found
 
     def prose(self, index: int, used: bool) -> tuple[str, bool]:
@@ -567,7 +566,7 @@ class Aligning:
         elsewhere = [
             f"the answer to question {number}" for number, texts in direct.items() if texts
         ]
-        elsewhere += [text.where for text in found if text.surely]
+        elsewhere += [text.where for text in found]
         shown = {}
         for number, at in self.written.items():
             parts: list[tuple[str, Mapping[str, Any]]] = []

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import time
 
 import nbformat
 import pytest
@@ -127,3 +126,311 @@ def test_a_page_of_ten_megabytes_is_cut():
     theirs = simulated.hostile_to_the_grader(release)
     assert len(json.dumps(theirs)) > 7_000_000
     assert len(json.dumps(reading.align(theirs, release)[0])) < 500_000
+
+
+# --- Written answers, wherever they stand ---------------------------------------------------------
+
+
+def last_answer(notebook):
+    return (
+        len(notebook.cells)
+        - 1
+        - next(i for i, c in enumerate(reversed(notebook.cells)) if c in answers_in(notebook))
+    )
+
+
+def in_its_cell(nb, at):
+    nb.cells[at].source += f"\n\n{SAID}"
+
+
+def in_place_of_the_stub(nb, at):
+    nb.cells[at].source = nb.cells[at].source.split("\n")[0] + f" {SAID}"
+
+
+def in_the_questions_cell(nb, at):
+    nb.cells[at - 1].source += f"\n\n{SAID}"
+
+
+def in_a_line_of_the_questions_cell(nb, at):
+    first, *others = nb.cells[at - 1].source.split("\n")
+    nb.cells[at - 1].source = "\n".join([f"{first} {SAID}", *others])
+
+
+def in_the_rubrics_table(nb, at):
+    lines = nb.cells[at - 1].source.split("\n")
+    nb.cells[at - 1].source = "\n".join([*lines[:-1], f"{lines[-1]} {SAID} |"])
+
+
+def above(nb, at):
+    nb.cells.insert(at, new_markdown_cell(SAID))
+
+
+def above_the_question(nb, at):
+    nb.cells.insert(at - 1, new_markdown_cell(SAID))
+
+
+def below(nb, at):
+    nb.cells.insert(at + 1, new_markdown_cell(SAID))
+
+
+def in_a_comment(nb, at):
+    nb.cells.insert(at + 1, new_code_cell(f"# {SAID}"))
+
+
+def in_a_string(nb, at):
+    nb.cells.insert(at + 1, new_code_cell(f'"""{SAID}"""'))
+
+
+def in_an_assigned_string(nb, at):
+    nb.cells.insert(at + 1, new_code_cell(f"answer_two = '{SAID}'"))
+
+
+def in_a_print(nb, at):
+    nb.cells.insert(at + 1, new_code_cell(f"print('{SAID}')"))
+
+
+def in_code_that_is_not_python(nb, at):
+    nb.cells.insert(at + 1, new_code_cell(SAID))
+
+
+def in_its_cell_turned_to_code(nb, at):
+    nb.cells[at] = new_code_cell(f"{nb.cells[at].source}\n{SAID}", id=nb.cells[at].id)
+
+
+def in_its_cell_turned_raw(nb, at):
+    nb.cells[at] = new_raw_cell(f"{nb.cells[at].source}\n{SAID}", id=nb.cells[at].id)
+
+
+def in_a_raw_cell(nb, at):
+    nb.cells.insert(at + 1, new_raw_cell(SAID))
+
+
+def at_the_end(nb, at):
+    nb.cells.append(new_markdown_cell(f"## Answers\n\n{SAID}"))
+
+
+def at_the_beginning(nb, at):
+    nb.cells.insert(0, new_markdown_cell(SAID))
+
+
+def under_an_own_heading(nb, at):
+    number = reading.question(nb.cells[at].source)
+    nb.cells.insert(0, new_markdown_cell(f"# Question {number}\n{SAID}"))
+
+
+def in_another_answer(nb, at):
+    other = next(c for c in nb.cells if utils.is_solution(c) and c.cell_type == "code")
+    other.source = f"# {SAID}\n{other.source}"
+
+
+def in_another_answers_text(nb, at):
+    others = [c for c in answers_in(nb) if c is not nb.cells[at]]
+    (others or [nb.cells[at]])[0].source += f"\n\n{SAID}"
+
+
+def without_its_heading(nb, at):
+    nb.cells[at].source = SAID
+
+
+def in_a_copy(nb, at):
+    twin = copy.deepcopy(nb.cells[at])
+    twin.id = "twin"
+    twin.source += f"\n{SAID}"
+    nb.cells.insert(at, twin)
+
+
+def in_a_copy_without_names(nb, at):
+    nb.cells.append(new_markdown_cell(f"{nb.cells[at].source}\n{SAID}"))
+
+
+def in_a_merged_cell(nb, at):
+    nb.cells[at - 1].source += f"\n\n{nb.cells[at].source}\n\n{SAID}"
+    del nb.cells[at]
+
+
+def in_a_given_cell(nb, at):
+    next(c for c in nb.cells if "import torch" in c.source).source += f"\n# {SAID}"
+
+
+def in_a_test(nb, at):
+    test = next(c for c in nb.cells if utils.is_grade(c) and c.cell_type == "code")
+    test.source += f"\n# {SAID}"
+
+
+def in_a_given_text(nb, at):
+    nb.cells[0].source += f"\n{SAID}"
+
+
+def in_an_output(nb, at):
+    shown = new_output("stream", name="stdout", text=f"{SAID}\n")
+    nb.cells.insert(at + 1, new_code_cell("print(open('answer.txt').read())", outputs=[shown]))
+
+
+def in_displayed_markdown(nb, at):
+    data = {"text/markdown": SAID, "text/plain": "<IPython.core.display.Markdown object>"}
+    shown = new_output("display_data", data)
+    nb.cells.insert(at + 1, new_code_cell("show(answer)", outputs=[shown]))
+
+
+PLACES = [
+    in_its_cell, in_place_of_the_stub, in_the_questions_cell, in_a_line_of_the_questions_cell,
+    in_the_rubrics_table, above, above_the_question, below, in_a_comment, in_a_string,
+    in_an_assigned_string, in_a_print, in_code_that_is_not_python, in_its_cell_turned_to_code,
+    in_its_cell_turned_raw, in_a_raw_cell, at_the_end, at_the_beginning, under_an_own_heading,
+    in_another_answer, in_another_answers_text, without_its_heading, in_a_copy,
+    in_a_copy_without_names, in_a_merged_cell, in_a_given_cell, in_a_test, in_a_given_text,
+    in_an_output, in_displayed_markdown,
+]  # fmt: skip
+
+
+NEARER_TO_ANOTHER = (
+    above_the_question, at_the_beginning, in_another_answer, in_another_answers_text,
+    in_a_given_cell, in_a_test, in_a_given_text,
+)  # fmt: skip
+
+
+def nameless(notebook):
+    """As a tool leaves it that takes away all metadata and gives new ids."""
+    for i, cell in enumerate(notebook.cells):
+        cell["metadata"], cell["id"] = nbformat.from_dict({}), f"new{i}"
+    return notebook
+
+
+@pytest.mark.parametrize("tool", [lambda nb: nb, nameless], ids=["as it is", "nameless"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("write", PLACES, ids=lambda f: f.__name__)
+def test_an_answer_is_shown_and_flagged_wherever_it_stands(write, name, tool):
+    theirs = release_of(name)
+    at = last_answer(theirs)
+    wanted = question_of(theirs.cells[at])
+    write(theirs, at)
+    notebook, _ = aligned(tool(theirs), name)
+    assert SAID in text_of(notebook)
+    assert wanted in flagged(notebook)
+    cell = next(c for c in answers_in(notebook) if question_of(c) == wanted)
+    if write not in NEARER_TO_ANOTHER:
+        assert SAID in cell.source
+    else:
+        assert SAID in cell.source or "The student wrote in" in cell.source
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("tool", [lambda nb: nb, nameless], ids=["as it is", "nameless"])
+def test_the_untouched_notebook_is_itself_and_flags_nothing(name, tool):
+    theirs = release_of(name)
+    for cell in theirs.cells:  # it was run, and an editor took the spaces at the ends
+        cell.source = "\n".join(line.rstrip() for line in cell.source.split("\n"))
+        if cell.cell_type == "code":
+            text = "the mean of all draws lies off the truth by that many errors"
+            cell.outputs = [new_output("stream", name="stdout", text=text)]
+    notebook, notes = aligned(tool(theirs), name)
+    assert [c.source for c in notebook.cells] == [c.source for c in release_of(name).cells]
+    assert flagged(notebook) == set()
+    assert notes == []
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: "",
+    lambda text: text.split("\n")[0],
+    lambda text: text.replace("*", ""),
+    lambda text: text.upper(),
+], ids=["emptied", "stub deleted", "no emphasis", "upper case"])  # fmt: skip
+def test_an_answer_without_a_word_of_the_student_is_not_flagged(change):
+    theirs = release_of()
+    for cell in answers_in(theirs):
+        cell.source = change(cell.source)
+    assert flagged(aligned(theirs)[0]) == set()
+
+
+def test_code_without_prose_flags_nothing():
+    theirs = simulated.partial(release_of())
+    theirs.cells.append(new_code_cell("x = 1  # one\nprint('one', x)\n!ls\n%timeit x"))
+    notebook, _ = aligned(theirs)
+    assert flagged(notebook) == set()
+    assert "%timeit x" in text_of(notebook)
+
+
+def test_two_answers_under_one_heading_are_both_shown():
+    theirs = release_of()
+    first, second = answers_in(theirs)
+    theirs.cells.append(new_markdown_cell(f"{first.source}\n\nA second thought."))
+    first.source += "\n\nA first thought."
+    second.source += "\n\nDone."
+    cell = answers_in(aligned(theirs)[0])[0]
+    assert "A second thought." in cell.source
+    assert "A first thought." in cell.source
+
+
+def test_two_answers_merged_into_one_cell_are_taken_apart():
+    theirs = release_of()
+    first, second = answers_in(theirs)
+    first.source += f"\n\nOne thing.\n\n{second.source}\n\nAnother thing."
+    theirs.cells.remove(second)
+    one, two = answers_in(aligned(theirs)[0])
+    assert "One thing." in one.source and "Another" not in one.source
+    assert "Another thing." in two.source and "One thing" not in two.source
+
+
+def test_the_text_beside_answers_stays_where_it_stood():
+    theirs = release_of()
+    for cell in answers_in(theirs):
+        cell.source += "\n\nDone."
+    theirs.cells.insert(5, new_markdown_cell("I wonder why."))
+    theirs.cells[0].source += "\n\nMy notes."
+    notebook, _ = aligned(theirs)
+    assert notebook.cells[1].source == "*Written into the cell above:*\n\nMy notes."
+    assert notebook.cells[6].source == "I wonder why."
+
+
+def test_a_picture_alone_is_an_answer():
+    theirs = release_of()
+    cell = answers_in(theirs)[0]
+    cell["attachments"] = {"my photo (1).png": {"image/png": "iVBO"}}
+    notebook, _ = aligned(theirs)
+    shown = answers_in(notebook)[0]
+    assert shown.attachments == {"my_photo__1_.png": {"image/png": "iVBO"}}
+    assert "![my_photo__1_.png](attachment:my_photo__1_.png)" in shown.source
+    assert question_of(shown) in flagged(notebook)
+
+
+def test_pictures_of_one_name_from_two_cells_stay_apart():
+    theirs = release_of()
+    for data in ("iVBO", "iVBP"):
+        cell = new_markdown_cell("![p](attachment:p.png)")
+        cell["attachments"] = {"p.png": {"image/png": data}}
+        theirs.cells.append(cell)
+    shown = answers_in(aligned(theirs)[0])[-1]
+    assert {p["image/png"] for p in shown.attachments.values()} == {"iVBO", "iVBP"}
+    assert shown.source.count("(attachment:") == 2
+    assert all(f"(attachment:{name})" in shown.source for name in shown.attachments)
+
+
+@pytest.mark.parametrize("form", ["{}", "```python\n{}\n```"])
+@pytest.mark.parametrize("new_cell", [new_markdown_cell, new_raw_cell])
+def test_a_function_in_a_cell_turned_to_text_is_the_answer(new_cell, form):
+    theirs = simulated.answered(release_of())
+    at = next(i for i, c in enumerate(theirs.cells) if c.get("id") == "moments")
+    source = theirs.cells[at].source.strip()
+    theirs.cells[at] = new_cell(form.format(source), id="moments")
+    notebook, notes = aligned(theirs)
+    assert next(c for c in notebook.cells if c.id == "moments").source == source
+    assert any("`moments` was taken from a" in note for note in notes)
+    assert text_of(notebook).count("def moments") == 1
+
+
+def test_a_function_within_other_text_is_named_and_kept():
+    theirs = simulated.answered(release_of())
+    at = next(i for i, c in enumerate(theirs.cells) if c.get("id") == "moments")
+    theirs.cells[at] = new_markdown_cell(
+        "Here it is:\n\ndef moments(q):\n    return 1", id="moments"
+    )
+    notebook, notes = aligned(theirs)
+    assert any("`moments` stands in a cell of text" in note for note in notes)
+    assert "Here it is:" in text_of(notebook)
+
+
+def test_a_function_that_is_no_python_is_tested_and_not_called_unwritten():
+    theirs = nameless(simulated.answered(release_of(), moments="def moments(q):\n    return [q,"))
+    notebook, _ = aligned(theirs)
+    cell = next(c for c in notebook.cells if c.id == "moments")
+    assert cell.source == "def moments(q):\n    return [q,"
