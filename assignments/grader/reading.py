@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import re
 import tokenize
@@ -407,6 +408,10 @@ class Aligning:
             if cell.cell_type == "code"
             for text in prose_in(cell.source)[0]
         }
+        # For those of nobody: the cell of the release that they follow, or -1.
+        self.after = list(
+            itertools.accumulate(self.place, lambda at, p: at if p is None else p, initial=-1)
+        )[1:]
         # The written answers: number of the question, and place.
         self.written = {
             number: i
@@ -427,12 +432,11 @@ class Aligning:
     def where(self, index: int) -> str:
         """Where one of their cells stands, in words."""
         kind = {"code": "a code cell", "raw": "a raw cell", "markdown": "a cell of text"}
-        kind_here, at = kind[self.theirs[index].cell_type], self.place[index]
-        if at is None:
-            at = next((p for p in reversed(self.place[:index]) if p is not None), None)
-            kind_here += " below" if at is not None else " at the beginning"
-        if at is None:
-            return kind_here
+        kind_here, at = kind[self.theirs[index].cell_type], self.after[index]
+        if at < 0:
+            return f"{kind_here} at the beginning"
+        if self.place[index] is None:
+            kind_here += " below"
         begin = re.sub(r"[^\w ,.?!()-]", "", self.release.cells[at].source.strip().split("\n")[0])
         return f"{kind_here} “{begin[:40].strip()}…”"
 
@@ -492,11 +496,9 @@ class Aligning:
     def elsewhere(self, code: set[int], under: set[int]) -> list[Text]:
         """What else the student wrote that is no code."""
         found = []
-        after = -1
         for i, cell in enumerate(self.theirs):
             at, source = self.place[i], self.sources[i]
-            after = after if at is None else at
-            where, place = self.where(i), after + (0.5 if at is None else 0.25)
+            where, place = self.where(i), self.after[i] + (0.5 if at is None else 0.25)
             text, pictures = "", NotebookNode()
             if i in under:
                 continue
@@ -544,12 +546,13 @@ class Aligning:
         """
         missing = {number: at for number, at in self.written.items() if not direct[number]}
         moved: dict[str, list[Text]] = {number: [] for number in missing}
+        room = dict.fromkeys(missing, MAX_SOURCE)
         for text in found:
             nearest = min(missing, key=lambda n: abs(missing[n] - text.place), default=None)
             number = text.number if text.number in self.written else nearest
-            length = sum(len(other.text) for other in moved.get(number or "", []))
-            if number in moved and length + len(text.text) <= MAX_SOURCE:
+            if number in moved and room[number] >= len(text.text):
                 moved[number].append(text)
+                room[number] -= len(text.text)
         for number, texts in moved.items():
             if texts:
                 more = f" and {len(texts) - 5} more" if len(texts) > 5 else ""
@@ -597,10 +600,9 @@ class Aligning:
     ) -> dict[int, list[NotebookNode]]:
         """All that is left of the student's, by the place of the cell that it followed."""
         extra: dict[int, list[NotebookNode]] = {}
-        after, room, count = -1, MAX_KEPT + MAX_IMAGES, 0
+        room, count = MAX_KEPT + MAX_IMAGES, 0
         for i, cell in enumerate(self.theirs):
             at = self.place[i]
-            after = after if at is None else at
             new = NotebookNode(id=f"theirs-{i}", cell_type="markdown", metadata=NotebookNode())
             if self.code[i]:
                 same = at is not None and self.sources[i] == self.release.cells[at].source.strip()
@@ -619,7 +621,7 @@ class Aligning:
             room -= len(json.dumps(new))
             count += 1
             if room >= 0 and count <= MAX_CELLS:
-                extra.setdefault(after, []).append(new)
+                extra.setdefault(self.after[i], []).append(new)
         if room < 0 or count > MAX_CELLS:
             self.notes.append("Not all cells beside the answers are shown: there are too many.")
         return extra

@@ -1,14 +1,17 @@
 """From any file to an aligned notebook: nothing raises, nothing is lost, nothing runs."""
 
+import contextlib
 import copy
 import json
+import sqlite3
+import time
+from functools import cache
 
 import nbformat
 import pytest
 import simulated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output, new_raw_cell
 from nbgrader import utils
 
@@ -18,8 +21,13 @@ NAMES = ("masks", "effects", "explicit", "implicit", "project")
 SAID = "Zebras average, as the mean stays and the variance does not, whatever we multiply."
 
 
-def release_of(name="masks"):
+@cache
+def read_release(name):
     return nbformat.read(classroom.STUDENT / f"{name}.ipynb", as_version=4)
+
+
+def release_of(name="masks"):
+    return copy.deepcopy(read_release(name))
 
 
 def answers_in(notebook):
@@ -367,8 +375,10 @@ def test_two_answers_merged_into_one_cell_are_taken_apart():
     first.source += f"\n\nOne thing.\n\n{second.source}\n\nAnother thing."
     theirs.cells.remove(second)
     one, two = answers_in(aligned(theirs)[0])
-    assert "One thing." in one.source and "Another" not in one.source
-    assert "Another thing." in two.source and "One thing" not in two.source
+    assert "One thing." in one.source
+    assert "Another" not in one.source
+    assert "Another thing." in two.source
+    assert "One thing" not in two.source
 
 
 def test_the_text_beside_answers_stays_where_it_stood():
@@ -434,3 +444,280 @@ def test_a_function_that_is_no_python_is_tested_and_not_called_unwritten():
     notebook, _ = aligned(theirs)
     cell = next(c for c in notebook.cells if c.id == "moments")
     assert cell.source == "def moments(q):\n    return [q,"
+
+
+# --- Any file at all ------------------------------------------------------------------------------
+
+
+def read(tmp_path, content):
+    path = tmp_path / "x.ipynb"
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    return reading.read_submission(path)
+
+
+def checked(notebook):
+    """Align, and hold the result to all that reads it afterwards."""
+    result, notes = reading.align(notebook, release_of())
+    nbformat.validate(result)
+    stored = json.dumps(result, ensure_ascii=False).encode("utf-8")
+    assert json.loads(stored) == result
+    with contextlib.closing(sqlite3.connect(":memory:")) as book:
+        for text in [cell.source for cell in result.cells] + notes:
+            assert book.execute("SELECT ?", (text,)).fetchone() == (text,)
+            assert "\0" not in text
+    return result, notes
+
+
+LETTERS = st.text(st.characters(exclude_categories=()), max_size=20)
+HOSTILE_TEXTS = st.sampled_from([
+    "\ud83d", "\0", "\x1b[31mred", "### BEGIN HIDDEN TESTS", "### END SOLUTION", "-" * 5000 + "1",
+    "lambda:" * 2000, "(" * 3000, "![x](attachment:gone.png)", "<script>", "$$", "```",
+    "*Your answer to question 1:* Words.", "def moments(q):\n    return 1", "%%bash\nls",
+])  # fmt: skip
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | LETTERS | HOSTILE_TEXTS,
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(
+        LETTERS
+        | st.sampled_from(
+            ["cells", "cell_type", "source", "outputs", "data", "text", "text/plain", "image/png",
+             "metadata", "nbgrader", "attachments", "output_type", "evalue", "id", "worksheets"]
+        ),
+        inner,
+        max_size=4,
+    ),
+    max_leaves=12,
+)  # fmt: skip
+
+
+@cache
+def submission_text():
+    """A submission with words of the student in cells of each kind."""
+    notebook = simulated.answered(release_of())
+    for i in range(4):
+        notebook.cells.insert(7 * i, new_markdown_cell(f"Thought number{i} about zebras."))
+        notebook.cells.append(new_code_cell(f"zebra{i} = {i}"))
+    answer = answers_in(notebook)[0]
+    answer["attachments"] = {"p.png": {"image/png": "iVBO"}}
+    shown = new_output("display_data", {"image/png": "iVBO", "text/plain": "<Figure>"})
+    notebook.cells[-1].outputs = [
+        new_output("stream", name="stdout", text="printed"),
+        new_output("error", ename="ValueError", evalue="wrong", traceback=["a", "b"]),
+        shown,
+    ]
+    return json.dumps(notebook)
+
+
+def submission():
+    return json.loads(submission_text())
+
+
+def places_in(tree, path=()):
+    """Every place in a JSON value."""
+    yield path
+    if isinstance(tree, dict | list):
+        for key, inner in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from places_in(inner, (*path, key))
+
+
+PLACES_IN_JSON = [p for p in places_in(submission()) if p[:1] == ("cells",) and len(p) > 1]
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.sampled_from(PLACES_IN_JSON), JSON), min_size=1, max_size=4))
+def test_a_damaged_cell_costs_itself_only(tmp_path_factory, changes):
+    tree = submission()
+    for path, value in changes:
+        node = tree
+        # An earlier change may have taken the place away.
+        with contextlib.suppress(TypeError, IndexError, KeyError):
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = value
+    notebook, _ = read(tmp_path_factory.mktemp("in"), tree)
+    result, _ = checked(notebook)
+    touched = {path[1] for path, _ in changes}
+    for i, cell in enumerate(submission()["cells"]):
+        if i not in touched and "zebra" in cell["source"]:
+            assert cell["source"] in text_of(result)
+
+
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
+@given(JSON | st.fixed_dictionaries({"cells": st.lists(JSON, max_size=5)}))
+def test_any_json_is_aligned_or_refused_in_words(tmp_path_factory, tree):
+    notebook, notes = read(tmp_path_factory.mktemp("in"), tree)
+    if notebook is None:
+        assert notes[0].startswith("The file is not a notebook that can be read: ")
+    else:
+        checked(notebook)
+
+
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@given(
+    st.binary(max_size=200) | st.integers(0, 20_000).map(lambda n: submission_text().encode()[:n])
+)
+def test_any_bytes_are_refused_in_words(tmp_path_factory, content):
+    notebook, notes = read(tmp_path_factory.mktemp("in"), content)
+    assert notebook is None
+    assert notes[-1].startswith("The file is not a notebook that can be read: ")
+
+
+@pytest.mark.parametrize(("content", "reason"), [
+    (b"", "it is empty"),
+    (b"%PDF-1.4 \xff\xfe", "it is a PDF"),
+    (b"PK\x03\x04\x00\xff", "it is a zip archive or an office document"),
+    (b"<!DOCTYPE html><html>", "it is a web page"),
+    (b"\xef\xbb\xbf<html>", "it is a web page"),
+    (b"import torch\nx = 1\n", "it is text, and perhaps a program"),
+    (b'{"cells": [{"cell_type": "co', "it is damaged or cut off at line 1, column 26"),
+    (b'{"nbformat": 4}', "it has no list of cells"),
+    (b"[1]", "it holds a list"),
+    (b"[" * 100_000, "it is damaged"),
+    (b'{"cells": ' + b"9" * 5000 + b"}", "it is damaged"),
+])  # fmt: skip
+def test_what_is_no_notebook_is_called_by_its_name(tmp_path, content, reason):
+    notebook, notes = read(tmp_path, content)
+    assert notebook is None
+    assert notes[-1] == f"The file is not a notebook that can be read: {reason}."
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_notebooks_in_the_encodings_of_editors_are_read(tmp_path, encoding):
+    theirs = release_of()
+    answers_in(theirs)[0].source += "\n\nGrößer ∑ 😀"
+    notebook, notes = read(tmp_path, json.dumps(theirs, ensure_ascii=False).encode(encoding))
+    assert notes == []
+    assert "Größer ∑ 😀" in text_of(checked(notebook)[0])
+
+
+def test_another_encoding_is_noted(tmp_path):
+    theirs = release_of()
+    answers_in(theirs)[0].source += "\n\nGrößer"
+    text = json.dumps(theirs, ensure_ascii=False)
+    notebook, notes = read(tmp_path, text.encode("latin-1", "replace"))
+    assert "not UTF-8" in notes[0]
+    assert "Größer" in text_of(checked(notebook)[0])
+
+
+def test_what_is_too_large_or_not_there_is_refused(tmp_path):
+    (tmp_path / "big.ipynb").write_bytes(b" " * (reading.MAX_FILE + 1))
+    for name, reason in (
+        ("big.ipynb", "larger than 20 MB"),
+        ("none.ipynb", "No such file"),
+        ("", "Is a dir"),
+    ):
+        notebook, notes = reading.read_submission(tmp_path / name)
+        assert notebook is None
+        assert reason in notes[0]
+
+
+def test_half_a_letter_becomes_a_sign_and_two_halves_a_letter():
+    assert reading.text_in("a\ud83d") == "a\ufffd"
+    assert reading.text_in(["a\ud83d", "\ude00"]) == "a😀"
+    assert (
+        reading.text_in("\x1b[1;31mred\x1b[0m\0 \x1b]8;;http://x\x07link\x1b]8;;\x07\r\nend")
+        == "red link\nend"
+    )
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_notebook_of_an_older_version_is_read(tmp_path, version):
+    cells = [
+        {"cell_type": "heading", "level": 2, "source": "My answers"},
+        {"cell_type": "code", "language": "python", "input": simulated.solutions()["moments"],
+         "outputs": [{"output_type": "pyout", "png": "iVBO"}, {"output_type": "pyerr", "ename": "E",
+                     "evalue": "wrong"}]},
+        {"cell_type": "markdown", "source": ["*Your answer to question 1:*\n", "Because."]},
+    ]  # fmt: skip
+    tree = {"nbformat": version, "worksheets": [{"cells": cells}], "metadata": {}}
+    notebook, _ = read(tmp_path, tree)
+    result, _ = checked(notebook)
+    cell = next(c for c in result.cells if c.id == "moments")
+    assert cell.source == simulated.solutions()["moments"]
+    assert [o.get("text") or o.data for o in cell.outputs] == [{"image/png": "iVBO"}, "E: wrong"]
+    assert "Because." in answers_in(result)[0].source
+    assert "## My answers" in text_of(result)
+
+
+def test_what_is_dropped_is_said(tmp_path):
+    tree = submission()
+    tree["cells"][1] = 5
+    tree["cells"][2]["source"] = ["x = 1\n", 7]
+    del tree["cells"][3]["cell_type"]
+    tree["cells"][-1]["outputs"] = [{"data": []}]
+    tree["cells"][-2]["source"] = "y" * (reading.MAX_SOURCE + 1)
+    last = len(tree["cells"])
+    _, notes = read(tmp_path, tree)
+    assert notes == [
+        "Cell 2 not read, as it is no cell.",
+        "Cell 3 read only in part, as not all of it is text.",
+        "Cell 4 without a type, and taken for text.",
+        f"Cell {last - 1} cut after 100,000 characters.",
+        f"Cell {last} with an output or a picture that cannot be shown or is too long.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", ["### BEGIN HIDDEN TESTS", "### END HIDDEN TESTS", "### BEGIN SOLUTION"]
+)
+def test_the_words_of_nbgrader_are_text(words):
+    theirs = release_of()
+    theirs.cells.insert(4, new_markdown_cell(words))
+    theirs.cells.insert(4, new_code_cell(f"x = 1\n{words}"))
+    for cell in answers_in(theirs):
+        cell.source += f"\n\n{words}\n\nMy answer."
+    assert text_of(aligned(theirs)[0]).count(words) == 4
+
+
+@pytest.mark.parametrize(
+    "source", ["-" * 50_000 + "1", "lambda:" * 10_000 + "1", "(" * 90_000, "0" * 9999, "a\0b"]
+)
+def test_code_that_stops_the_parser_stops_nothing(source):
+    theirs = release_of()
+    theirs.cells.insert(4, new_code_cell(source))
+    theirs.cells.append(new_markdown_cell(f"def moments(q):\n    return {source}"))
+    assert source.replace("\0", "") in text_of(aligned(theirs)[0])
+
+
+LONG = 1_000_000
+UNITS = [
+    "<", "![", "](", "]", "] (", "](data:image/png;base64,A", "\\", "\\href", " ", "\n", "*", "`",
+    "```\n", "question ", "question to ", "*Your answer to question 1:*\n", "Your answer to question",
+    "\x1b[", "\x1b]", "\x1b[0", "# a\n", "'", '"""', "a\n", "(", "![a](attachment:", "\t%", "\ud83d",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_no_text_takes_long(unit):
+    text = (unit * LONG)[:LONG]
+    begin = time.process_time()
+    clean = reading.text_in(text)
+    reading.harmless(clean, {"p.png": {}})
+    reading.question(clean)
+    reading.by_question(clean, {"1", "2"})
+    reading.NAMED.search(clean)
+    reading.unfenced(clean)
+    reading.fenced(clean)
+    reading.inserted(clean, "a\n" * 50)
+    reading.plain(clean)
+    reading.prose_in(clean[: reading.MAX_SOURCE])
+    reading.prose_in("# " + clean[: reading.MAX_SOURCE])
+    # Each is linear: hundredths of a second. What takes the square takes hours.
+    assert time.process_time() - begin < 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("unit", "build"), [
+    ("text", lambda: [{"cell_type": "markdown", "source": f"thought {i}"} for i in range(100_000)]),
+    ("code", lambda: [{"cell_type": "code", "source": f"x = {i}"} for i in range(100_000)]),
+    ("copies", lambda: [{"cell_type": "markdown", "id": "law", "source": f"thought {i}"} for i in range(100_000)]),
+    ("headings", lambda: [{"cell_type": "markdown", "source": f"*Your answer to question 1:* {i}"} for i in range(100_000)]),
+    ("long", lambda: [{"cell_type": "code", "source": "# a b c d e f g h i j\n" * 4500} for _ in range(150)]),
+])  # fmt: skip
+def test_a_huge_notebook_is_cut_and_does_not_take_long(tmp_path, unit, build):
+    notebook, _ = read(tmp_path, {"cells": build()})
+    begin = time.process_time()
+    result, notes = checked(notebook)
+    assert time.process_time() - begin < 60
+    assert len(json.dumps(result)) < 9_000_000
+    assert any("too many" in note for note in notes)
