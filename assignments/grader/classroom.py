@@ -31,6 +31,7 @@ from nbgrader.apps import NbGraderAPI
 from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
+from assignments.grader import feedback
 from assignments.grader.grading import (
     GradeInSandbox,
     local_answers,
@@ -89,6 +90,7 @@ def configure(c: Config, course: Path, *, isolated: bool = True) -> Config:
         "nbconvert.preprocessors.CSSHTMLHeaderPreprocessor",
     ]
     c.HTMLExporter.sanitize_html = True
+    feedback.show_safely(c)
     c.GradeInSandbox.isolated = isolated
     c.GradeInSandbox.fresh = fresh_seed(course)
     return c

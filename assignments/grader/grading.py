@@ -5,18 +5,18 @@ nbgrader does the rest: gradebook, manual grading, feedback pages.
 
 import ast
 import contextlib
-import html
 import io
 import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from nbformat import NotebookNode
-from nbformat.v4 import new_markdown_cell, new_output
+from nbformat.v4 import new_code_cell, new_output
 from nbgrader import utils
 from nbgrader.preprocessors import NbGraderPreprocessor
 from traitlets import Bool, Integer
 
+from assignments.grader.reading import text_in
 from assignments.grader.sandbox import Limits, Sandbox
 from assignments.grader.sandbox_child import define, find, statements
 from dropreg.book.checks import Answer, Mistake
@@ -123,6 +123,9 @@ class GradeInSandbox(NbGraderPreprocessor):
         notes = list(nb.metadata.get("dropreg", {}).get("notes", [])) + sandbox.notes + stopped
         nb.metadata["dropreg"] = {"notes": notes}
         if notes:
-            shown = "\n".join(f"- <code>{html.escape(' '.join(n.split()))}</code>" for n in notes)
-            nb.cells.insert(0, new_markdown_cell(f"**Noticed while grading**\n\n{shown}"))
+            # As output of a cell: text to whatever shows it. Markdown could hold a link.
+            shown = "\n".join(f"- {' '.join(text_in(note).split())}" for note in notes)
+            cell = new_code_cell("# Noticed while grading", metadata={"dropreg": {"noticed": True}})
+            cell.outputs = [new_output("stream", name="stdout", text=shown)]
+            nb.cells.insert(0, cell)
         return nb, resources

@@ -155,7 +155,8 @@ def cleaned(cells: list[Any]) -> tuple[list[NotebookNode], list[str]]:
         kind = cell.get("cell_type")
         if kind == "heading":  # version 3
             level = cell.get("level")
-            kind, source = "markdown", f"{'#' * (level if level in range(1, 7) else 1)} {source}"
+            depth = level if isinstance(level, int) and 0 < level < 7 else 1
+            kind, source = "markdown", f"{'#' * depth} {source}"
         if kind not in ("code", "markdown", "raw"):
             note("without a type, and taken for text", number)
             kind = "markdown"
@@ -477,7 +478,7 @@ class Aligning:
 
     def direct(self) -> dict[str, list[Text]]:
         """What stands under the heading of each question, or in its own cell, in their order."""
-        at_number = {at: number for number, at in self.written.items()}
+        at_number: dict[int | None, str] = {at: n for n, at in self.written.items()}
         found: dict[str, list[Text]] = {number: [] for number in self.written}
         for i, cell in enumerate(self.theirs):
             parts = by_question(self.sources[i], set(self.written))
@@ -578,9 +579,14 @@ class Aligning:
                 *earlier, last = direct[number]
                 others = {text.text: text for text in earlier if text.text != last.text}
                 parts = [(last.text, last.pictures)]
+                room = MAX_SOURCE
                 for text in others.values():
-                    line = f"*Under the same heading, in {text.where}:*"
-                    parts.append((f"{line}\n\n{text.text}", text.pictures))
+                    room -= len(text.text)
+                    if room > 0:
+                        line = f"*Under the same heading, in {text.where}:*"
+                        parts.append((f"{line}\n\n{text.text}", text.pictures))
+                if room <= 0:
+                    self.notes.append(f"Question {number}: not all answers are shown: too many.")
             elif moved[number]:
                 parts = [(heading, {})]
                 for text in moved[number]:
