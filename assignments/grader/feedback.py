@@ -125,10 +125,16 @@ def markdown(source: str, pictures: Mapping[str, Any] | None = None) -> str:
     """Markdown as HTML; the folds of given cells stay folds."""
     shown = MARKDOWN.render(source, {"pictures": pictures or {}})
     shown = FOLDS.sub(r"<\2>", shown)
-    shown = re.sub(r"<a href=", '<a rel="noreferrer nofollow" href=', shown)
-    return re.sub(r"<table>", '<div class="wide"><table>', shown).replace(
-        "</table>", "</table></div>"
-    )
+    # A picture's address is no link's.
+    shown = re.sub(r'<a href="(?:attachment|data):[^"]*"', "<a", shown, flags=re.I)
+    for plain, ours in (
+        ("<a href=", '<a rel="noreferrer nofollow" href='),
+        ("<pre>", '<pre tabindex="0">'),
+        ("<table>", '<div class="wide" tabindex="0"><table>'),
+        ("</table>", "</table></div>"),
+    ):
+        shown = shown.replace(plain, ours)
+    return shown
 
 
 @pass_context
@@ -145,8 +151,9 @@ def show_safely(c: Config) -> None:
 
 def coloured(source: str) -> str:
     if len(source) > MAX_COLOURED:
-        return f"<pre>{html.escape(source)}</pre>"
-    return str(highlight(source, PythonLexer(), HtmlFormatter(cssclass="code")))
+        return f'<pre tabindex="0">{html.escape(source)}</pre>'
+    shown = str(highlight(source, PythonLexer(), HtmlFormatter(cssclass="code")))
+    return shown.replace("<pre>", '<pre tabindex="0">')
 
 
 # --- The page -------------------------------------------------------------------------------------
@@ -175,11 +182,13 @@ class Mark:
     @property
     def state(self) -> tuple[str, str]:
         """How it is called in the style sheet, and to the student."""
+        whole = f"of {number(self.max_points)}"
         if self.waiting:
-            return "waits", "… waits to be marked"
+            return "waits", f"… waits to be marked ({number(self.max_points)})"
         if self.points >= self.max_points:
-            return "full", "✓ full points"
-        return ("part", "some points") if self.points > 0 else ("none", "✗ no points")
+            return "full", f"✓ {number(self.points)} {whole}"
+        kind, sign = ("part", "◐") if self.points > 0 else ("none", "✗")
+        return kind, f"{sign} {number(self.points)} {whole}"
 
 
 def number(points: float) -> str:
@@ -208,19 +217,22 @@ def table(marks: Iterable[Mark]) -> str:
     rows = []
     for mark in marks:
         if mark.max_points:
-            kind, words = mark.state
-            points = "–" if mark.waiting else number(mark.points)
+            kind, points = mark.state
             rows.append(
                 f'<tr class="{kind}"><td><a href="#{html.escape(mark.grade_id)}">'
-                f"{html.escape(mark.name)}</a></td>"
-                f'<td class="points">{points} of {number(mark.max_points)}</td>'
-                f'<td class="state">{words}</td></tr>'
+                f'{named(mark.name)}</a></td><td class="points">{points}</td></tr>'
             )
-    head = "<tr><th>What</th><th>Points</th><th>State</th></tr>"
+    head = '<tr><th scope="col">What</th><th scope="col">Points</th></tr>'
     return (
-        f'<div class="wide"><table class="marks"><thead>{head}</thead>'
+        f'<div class="wide" tabindex="0"><table class="marks"><thead>{head}</thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def named(name: str) -> str:
+    """A name, with the function before the colon as code."""
+    function, colon, rest = html.escape(name).partition(": ")
+    return f"<code>{function}</code> {rest}" if colon else function
 
 
 def outputs(cell: NotebookNode) -> str:
@@ -235,7 +247,7 @@ def outputs(cell: NotebookNode) -> str:
                     shown.append(f'<img src="{source}" alt="A picture that this cell made">')
         text = output.get("text") or data.get("text/plain") or output.get("evalue") or ""
         if text:
-            shown.append(f'<pre class="output">{html.escape(text)}</pre>')
+            shown.append(f'<pre class="output" tabindex="0">{html.escape(text)}</pre>')
     return "".join(shown)
 
 
@@ -243,9 +255,7 @@ def verdict(mark: Mark, cell: NotebookNode) -> str:
     """What a test found, or what a person wrote about an answer."""
     parts = []
     if mark.max_points:
-        kind, words = mark.state
-        points = "" if mark.waiting else f" · {number(mark.points)} of {number(mark.max_points)}"
-        parts.append(f"<p><strong>{words}</strong>{points}</p>")
+        parts.append(f"<p><strong>{mark.state[1]}</strong></p>")
     if cell.cell_type == "code" and utils.is_grade(cell):
         said = [o.get("evalue") or "" for o in cell.outputs if o.output_type == "error"]
         parts += [f"<p>{html.escape(text)}</p>" for text in said if text]
@@ -258,9 +268,11 @@ def verdict(mark: Mark, cell: NotebookNode) -> str:
 def shown_cell(cell: NotebookNode, mark: Mark | None) -> str:
     test = cell.cell_type == "code" and utils.is_grade(cell)
     label = f' id="{html.escape(mark.grade_id)}"' if mark else ""
-    name = f"<h3>{html.escape(mark.name)}</h3>" if mark and mark.max_points else ""
+    name = f"<h5>{named(mark.name)}</h5>" if mark and mark.max_points else ""
     if cell.cell_type != "code":
         body = markdown(cell.source, cell.get("attachments"))
+        # The page's own headings are the first two levels.
+        body = re.sub(r"(</?h)([1-4])>", lambda m: f"{m[1]}{int(m[2]) + 2}>", body)
     else:
         body = coloured(cell.source) + ("" if test else outputs(cell))
     own = utils.is_solution(cell) or str(cell.get("id", "")).startswith("theirs-")
@@ -290,7 +302,9 @@ def render(
     noticed = "".join(f"<li>{html.escape(' '.join(note.split()))}</li>" for note in notes)
     if noticed:
         noticed = f"<h2>Noticed while grading</h2><ul>{noticed}</ul>"
-    colours = HtmlFormatter(style="default", cssclass="code").get_style_defs(".code")
+    colours = HtmlFormatter(style="a11y-high-contrast-light", cssclass="code").get_style_defs(
+        ".code"
+    )
     dark = HtmlFormatter(style="github-dark", cssclass="code").get_style_defs(".code")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -414,7 +428,8 @@ body { margin: 0 auto; padding: 0 1rem 4rem; max-width: 50rem; background: var(-
   overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0.2rem 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 0.6rem; }
-h3 { font-size: 1rem; margin: 0 0 0.5rem; }
+h3, h4 { font-size: 1.15rem; margin: 1.6rem 0 0.5rem; }
+h5, h6 { font-size: 1rem; margin: 0 0 0.5rem; }
 a { color: var(--link); }
 header { padding-top: 2rem; }
 .who { margin: 0; color: var(--faint); }
@@ -428,13 +443,12 @@ th, td { text-align: left; vertical-align: top; padding: 0.35rem 0.6rem;
   border-bottom: 1px solid var(--line); overflow-wrap: normal; }
 .marks { width: 100%; }
 .marks td:first-child { min-width: 9rem; }
-.points, .state { white-space: nowrap; }
-.full .state { color: var(--full); }
-.part .state, .waits .state { color: var(--waits); }
-.none .state { color: var(--none); }
-section { margin: 0 0 1rem; scroll-margin-top: 1rem; }
+.marks td:last-child { min-width: 5rem; }
+.full .points { color: var(--full); }
+.part .points, .waits .points { color: var(--waits); }
+.none .points { color: var(--none); }
+section { margin: 0 0 1rem; scroll-margin-top: 1rem; overflow-x: auto; }
 section > :first-child { margin-top: 0; }
-section h1, section h2 { font-size: 1.2rem; margin: 2rem 0 0.5rem; }
 .own { border-left: 4px solid var(--link); padding-left: 0.9rem; }
 .test { border: 1px solid var(--line); border-radius: 0.5rem; padding: 0.8rem; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 0.25rem; }
@@ -447,7 +461,7 @@ details { border: 1px solid var(--line); border-radius: 0.5rem; padding: 0.4rem 
 .missing, .who { font-style: normal; color: var(--faint); }
 .verdict { margin-top: 0.6rem; padding: 0.6rem 0.8rem; border-radius: 0.5rem;
   background: var(--soft); }
-.verdict p { margin: 0; white-space: pre-line; }
+.verdict p { margin: 0; white-space: pre-wrap; }
 .verdict p + p { margin-top: 0.4rem; }
 .verdict.full { background: var(--full-page); }
 .verdict.none { background: var(--none-page); }
