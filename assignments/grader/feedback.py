@@ -51,7 +51,8 @@ ATTRIBUTES = {
     "scriptlevel", "separator", "stretchy", "symmetric", "voffset", "width",
 }  # fmt: skip
 DEFINES = re.compile(r"\\(def|let|(re)?newcommand|DeclareMathOperator)(?![A-Za-z])")
-MAX_FORMULA, MAX_COLOURED = 5_000, 20_000
+# Longer ones are shown as they are: typesetting may take the square of their length.
+MAX_FORMULA, MAX_SET = 5_000, 20_000
 FOLDS = re.compile(r"(<p>)?&lt;(/?(?:details|summary))&gt;(</p>)?")
 
 
@@ -123,6 +124,8 @@ MARKDOWN = converter()
 
 def markdown(source: str, pictures: Mapping[str, Any] | None = None) -> str:
     """Markdown as HTML; the folds of given cells stay folds."""
+    if len(source) > MAX_SET:
+        return as_it_is(source)
     shown = MARKDOWN.render(source, {"pictures": pictures or {}})
     shown = FOLDS.sub(r"<\2>", shown)
     # A picture's address is no link's.
@@ -149,9 +152,13 @@ def show_safely(c: Config) -> None:
     c.HTMLExporter.filters = {"markdown2html": markdown_in_formgrader}
 
 
+def as_it_is(text: str) -> str:
+    return f'<pre tabindex="0">{html.escape(text)}</pre>'
+
+
 def coloured(source: str) -> str:
-    if len(source) > MAX_COLOURED:
-        return f'<pre tabindex="0">{html.escape(source)}</pre>'
+    if len(source) > MAX_SET:
+        return as_it_is(source)
     shown = str(highlight(source, PythonLexer(), HtmlFormatter(cssclass="code")))
     return shown.replace("<pre>", '<pre tabindex="0">')
 
@@ -302,10 +309,10 @@ def render(
     noticed = "".join(f"<li>{html.escape(' '.join(note.split()))}</li>" for note in notes)
     if noticed:
         noticed = f"<h2>Noticed while grading</h2><ul>{noticed}</ul>"
-    colours = HtmlFormatter(style="a11y-high-contrast-light", cssclass="code").get_style_defs(
-        ".code"
+    light, dark = (
+        HtmlFormatter(style=style, cssclass="code").get_style_defs(".code")
+        for style in ("a11y-high-contrast-light", "github-dark")
     )
-    dark = HtmlFormatter(style="github-dark", cssclass="code").get_style_defs(".code")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -315,7 +322,7 @@ def render(
 <meta name="referrer" content="no-referrer">
 <title>{html.escape(title)}: feedback for {html.escape(student)}</title>
 <style>{STYLE}
-{colours}
+{light}
 @media (prefers-color-scheme: dark) {{ {dark} }}
 {LAST}</style>
 </head>

@@ -108,7 +108,7 @@ class GradeInSandbox(NbGraderPreprocessor):
         for cell in code_cells(nb):
             grade_id = cell.metadata.get("nbgrader", {}).get("grade_id")
             if grade_id in wrong:
-                message = wrong[grade_id]
+                message = wrong[grade_id] and text_in(wrong[grade_id])
                 cell.outputs = [
                     new_output("stream", name="stdout", text="✓ all tests of this cell passed")
                     if message is None
@@ -121,10 +121,11 @@ class GradeInSandbox(NbGraderPreprocessor):
                 ]
         stopped = [f"{i}: {m}" for i, m in wrong.items() if m and m.startswith("CHECK STOPPED")]
         notes = list(nb.metadata.get("dropreg", {}).get("notes", [])) + sandbox.notes + stopped
+        notes = [" ".join(text_in(note).split()) for note in notes]
         nb.metadata["dropreg"] = {"notes": notes}
         if notes:
             # As output of a cell: text to whatever shows it. Markdown could hold a link.
-            shown = "\n".join(f"- {' '.join(text_in(note).split())}" for note in notes)
+            shown = "\n".join(f"- {note}" for note in notes)
             cell = new_code_cell("# Noticed while grading", metadata={"dropreg": {"noticed": True}})
             cell.outputs = [new_output("stream", name="stdout", text=shown)]
             nb.cells.insert(0, cell)

@@ -35,9 +35,15 @@ IMAGES = ("image/png", "image/jpeg")
 TEXTS = ("text/markdown", "text/plain", "text/latex")
 # What a picture's text and its name may consist of: neither may end an attribute of a page.
 BASE64, NAME = re.compile(r"[A-Za-z0-9+/=\s]+"), re.compile(r"[\w .()-]{1,200}")
-# Where a link of a student may lead; Colab writes pictures into the text.
+# Where a link of a student may lead.
 PICTURE = r"(attachment:|data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+[\s)])"
 LINKS = rf"(https?://|mailto:|{PICTURE})"
+# Colab writes pictures into the text, which they would make too long.
+IN_TEXT = re.compile(
+    r"!\[[^\[\]]{0,500}\]\(\s{0,9}data:image/(png|jpeg);base64,([A-Za-z0-9+/=]+)"
+    r"(?:\s{1,9}[\"'][^\"'\n]{0,300}[\"'])?\s{0,9}\)"
+    r"|<img\b[^<>]{0,300}?\bsrc=[\"']data:image/(png|jpeg);base64,([A-Za-z0-9+/=]+)[\"'][^<>]{0,300}>"
+)
 # Colours of a terminal, titles and links; then what else is no text.
 ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(\x07|\x1b\\)")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
@@ -146,7 +152,7 @@ def cleaned(cells: list[Any]) -> tuple[list[NotebookNode], list[str]]:
         if not isinstance(cell, dict) or not isinstance(raw, str | list):
             note("not read, as it is no cell", number)
             continue
-        source = text_in(raw)
+        source, pictures = lifted(text_in(raw))
         if isinstance(raw, list) and not all(isinstance(line, str) for line in raw):
             note("read only in part, as not all of it is text", number)
         if len(source) > MAX_SOURCE:
@@ -166,7 +172,7 @@ def cleaned(cells: list[Any]) -> tuple[list[NotebookNode], list[str]]:
         if kind == "code":
             new.outputs, whole = outputs_in(cell.get("outputs"))
         else:
-            new.attachments, whole = attachments_in(cell.get("attachments"))
+            new.attachments, whole = attachments_in(cell.get("attachments"), pictures)
         if not whole:
             note("with an output or a picture that cannot be shown or is too long", number)
         found.append(new)
@@ -218,16 +224,29 @@ def outputs_in(outputs: Any) -> tuple[list[NotebookNode], bool]:
     return kept, whole
 
 
-def attachments_in(attachments: Any) -> tuple[NotebookNode, bool]:
-    """The pictures in a text; and whether that is all."""
-    if not isinstance(attachments, dict):
-        return NotebookNode(), attachments is None
+def attachments_in(attachments: Any, pictures: Mapping[str, Any]) -> tuple[NotebookNode, bool]:
+    """The pictures of a text, beside it and once in it; and whether that is all."""
+    beside = attachments if isinstance(attachments, dict) else {}
     kept, room = NotebookNode(), MAX_IMAGES
-    for name, bundle in attachments.items():
+    for name, bundle in {**beside, **pictures}.items():
         if NAME.fullmatch(name) and (found := picture_of(bundle, room)):
             room -= len(found[1])
             kept[name] = NotebookNode([found])
-    return kept, len(kept) == len(attachments)
+    known = attachments is None or isinstance(attachments, dict)
+    return kept, known and len(kept) == len(beside) + len(pictures)
+
+
+def lifted(source: str) -> tuple[str, dict[str, Any]]:
+    """A text with the pictures that are written into it beside it."""
+    pictures: dict[str, Any] = {}
+
+    def name_of(found: re.Match[str]) -> str:
+        kind = found[1] or found[3]
+        name = f"in-text-{len(pictures) + 1}.{kind}"
+        pictures[name] = {f"image/{kind}": found[2] or found[4]}
+        return f"![{name}](attachment:{name})"
+
+    return IN_TEXT.sub(name_of, source), pictures
 
 
 def picture_of(bundle: Any, room: int) -> tuple[str, str] | None:

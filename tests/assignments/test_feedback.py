@@ -57,6 +57,7 @@ def hostile(release):
         release,
         dropout=f"def dropout(h, q, training=True):\n    raise ValueError({' '.join(ATTACKS)!r})",
         moments="def moments(q):\n    raise ValueError('[x](javascript:window.RAN=true)')",
+        power="def power(ks, traces):\n    raise ValueError('half ' + chr(0xD83D) + ' a letter')",
     )
     for cell in notebook.cells:
         if simulated.tags(cell).get("solution") and cell.cell_type == "markdown":
@@ -76,7 +77,10 @@ def hostile(release):
     return notebook
 
 
-PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PICTURE = (  # a single dot
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9Q"
+    "DwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +178,10 @@ def test_hidden_tests_and_their_seed_are_nowhere(course):
         assert "FRESH" not in page
         assert seed not in page
         assert "HIDDEN" not in page
+
+
+def test_half_a_letter_in_an_error_stops_nothing(course):
+    assert "half \ufffd a letter" in said(soup_of(course, "hostile").find(id="power-slope"))
 
 
 def test_notes_are_text():

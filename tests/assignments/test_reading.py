@@ -415,6 +415,24 @@ def test_pictures_of_one_name_from_two_cells_stay_apart():
     assert all(f"(attachment:{name})" in shown.source for name in shown.attachments)
 
 
+@pytest.mark.parametrize(
+    "form", ["![p.png](data:image/{};base64,{})", "<img src='data:image/{};base64,{}' width=9>"]
+)
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_large_picture_in_the_text_is_kept_whole(form, kind):
+    """Colab writes them so."""
+    theirs = release_of()
+    cell = answers_in(theirs)[0]
+    data = "iVBO" * 200_000
+    cell.source += f"\n\nSee {form.format(kind, data)} there."
+    notebook, notes = aligned(theirs)
+    shown = answers_in(notebook)[0]
+    name = f"in-text-1.{kind}"
+    assert shown.attachments == {name: {f"image/{kind}": data}}
+    assert shown.source.endswith(f"See ![{name}](attachment:{name}) there.")
+    assert notes == []
+
+
 @pytest.mark.parametrize("form", ["{}", "```python\n{}\n```"])
 @pytest.mark.parametrize("new_cell", [new_markdown_cell, new_raw_cell])
 def test_a_function_in_a_cell_turned_to_text_is_the_answer(new_cell, form):
@@ -684,6 +702,7 @@ UNITS = [
     "<", "![", "](", "]", "] (", "](data:image/png;base64,A", "\\", "\\href", " ", "\n", "*", "`",
     "```\n", "question ", "question to ", "*Your answer to question 1:*\n", "# a\n", "'", '"""',
     "Your answer to question", "\x1b[", "\x1b]", "\x1b[0", "a\n", "(", "![a](attachment:", "\t%",
+    "<img src='data:image/png;base64,AAAA", "<img ", "<img src=", "![a](data:image/png;base64,AAA ",
     "\ud83d",
 ]  # fmt: skip
 
@@ -693,6 +712,7 @@ def test_no_text_takes_long(unit):
     text = (unit * LONG)[:LONG]
     begin = time.process_time()
     clean = reading.text_in(text)
+    reading.lifted(clean)
     reading.harmless(clean, {"p.png": {}})
     reading.question(clean)
     reading.by_question(clean, {"1", "2"})
