@@ -50,8 +50,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
 HEADING = re.compile(r"^[^\w\n]*(Your answer to question (\d{1,3}))\b", re.M | re.I)
 # How a student may name the question that a text answers, at the beginning of a line.
 NAMED = re.compile(
-    r"^[^\w\n]*(?:my |the )?(?:(?:answers?|questions?|exercise|task|frage|antwort|aufgabe)\b|[qa])"
-    r"(?: (?:to|for|of|question|q|no|nr|number|zu|frage))*[^\w\n]{0,3}(\d{1,3})\b",
+    r"^[^\w\n]*(?:(?:my |the )?(?:answers?|questions?|exercise|task|frage|antwort|aufgabe)\b"
+    r"(?: (?:to|for|of|question|q|no|nr|number|zu|frage))*[^\w\n]{0,3}|[qa][ .]?)(\d{1,3})\b",
     re.M | re.I,
 )
 FENCED = re.compile(r"\A\s*(`{3,})[^\n`]*\n(.*)\n\1\s*\Z", re.S)
@@ -66,6 +66,8 @@ PROSE = 8
 
 def read_submission(path: Path) -> tuple[NotebookNode | None, list[str]]:
     """Read a notebook of any origin, and what is odd about it; None, and why, if it is none."""
+    if not path.is_file():  # a folder, or a pipe that never ends
+        return None, ["There is no such file."]
     try:
         if path.stat().st_size > MAX_FILE:
             return None, [f"The file is larger than {MAX_FILE // 1_000_000} MB and was not read."]
@@ -328,9 +330,10 @@ def inserted(source: str, own: str) -> str:
 
 
 def prose_in(source: str) -> tuple[list[str], bool]:
-    """Comments and texts of a code cell outside its functions; and whether it holds nothing else.
+    """Comments and texts of a code cell, and whether it holds nothing else.
 
-    A cell that is not Python is prose as a whole.
+    Within functions they are about the code, but for those that name a question. A cell that is not
+    Python is prose as a whole.
     """
     # As `statements`, but with all that it leaves out: lines for the notebook are no prose.
     code = re.sub(r"^([ \t]*)[%!].*$", r"\1pass", source, flags=re.M)
@@ -343,6 +346,8 @@ def prose_in(source: str) -> tuple[list[str], bool]:
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             inside.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+            text = ast.get_docstring(node) or ""
+            found += [(node.lineno, text)] if NAMED.search(text) else []
             continue
         texts += isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         for part in ast.walk(node):
@@ -351,8 +356,9 @@ def prose_in(source: str) -> tuple[list[str], bool]:
     # A tokenizer may stumble where the parser does not; what stands before was read.
     with contextlib.suppress(tokenize.TokenError, SyntaxError):
         for token in tokenize.generate_tokens(io.StringIO(code).readline):
-            if token.type == tokenize.COMMENT and token.start[0] not in inside:
-                found.append((token.start[0], token.string))
+            line, text = token.start[0], token.string
+            if token.type == tokenize.COMMENT and (line not in inside or NAMED.search(text)):
+                found.append((line, text))
     return [text for _, text in sorted(found)], texts == len(body)
 
 

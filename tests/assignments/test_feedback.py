@@ -277,6 +277,22 @@ def looked_at(page, address, home):
 
 
 @needs_browser
+@pytest.mark.parametrize(("body", "what"), [
+    ("<a href='javascript:1'>x</a>", (0, 1)),
+    ("<script>window.RAN = true</script>", (0, 1)),
+    ("<script>alert(1)</script>", (0, 1)),
+    ("<img src='http://tracker.example/a.png'>", (1, 0)),
+    ("<a href='https://example.org'>x</a>", (0, 0)),
+])  # fmt: skip
+def test_the_browser_would_notice(browser, tmp_path, body, what):
+    path = tmp_path / "page.html"
+    path.write_text(body)
+    page = browser.new_page()
+    assert tuple(map(len, looked_at(page, path.as_uri(), path.as_uri()))) == what
+    page.close()
+
+
+@needs_browser
 @pytest.mark.slow
 @pytest.mark.parametrize("student", ["good", "hostile"])
 def test_a_page_runs_nothing_and_loads_nothing(course, browser, student):

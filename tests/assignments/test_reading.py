@@ -231,6 +231,17 @@ def in_another_answer(nb, at):
     other.source = f"# {SAID}\n{other.source}"
 
 
+def in_a_comment_within_a_function(nb, at):
+    number = reading.question(nb.cells[at].source)
+    other = next(c for c in nb.cells if utils.is_solution(c) and c.cell_type == "code")
+    other.source += f"\n    # Question {number}: {SAID}"
+
+
+def in_a_docstring(nb, at):
+    number = reading.question(nb.cells[at].source)
+    nb.cells.append(new_code_cell(f'def answer():\n    """Answer to question {number}: {SAID}"""'))
+
+
 def in_another_answers_text(nb, at):
     others = [c for c in answers_in(nb) if c is not nb.cells[at]]
     (others or [nb.cells[at]])[0].source += f"\n\n{SAID}"
@@ -285,7 +296,8 @@ PLACES = [
     in_the_rubrics_table, above, above_the_question, below, in_a_comment, in_a_string,
     in_an_assigned_string, in_a_print, in_code_that_is_not_python, in_its_cell_turned_to_code,
     in_its_cell_turned_raw, in_a_raw_cell, at_the_end, at_the_beginning, under_an_own_heading,
-    in_another_answer, in_another_answers_text, without_its_heading, in_a_copy,
+    in_another_answer, in_another_answers_text, in_a_comment_within_a_function, in_a_docstring,
+    without_its_heading, in_a_copy,
     in_a_copy_without_names, in_a_merged_cell, in_a_given_cell, in_a_test, in_a_given_text,
     in_an_output, in_displayed_markdown,
 ]  # fmt: skip
@@ -348,6 +360,15 @@ def test_an_answer_without_a_word_of_the_student_is_not_flagged(change):
     for cell in answers_in(theirs):
         cell.source = change(cell.source)
     assert flagged(aligned(theirs)[0]) == set()
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("## Question 2\nBecause", "2"),
+    ("**Answer to question 1:** Because", "1"), ("Q2: Because", "2"),
+    ("a) 3 of them", None), ("q = 1 is", None), ("We have 2 questions", None), ("Frage 2", "2"),
+])  # fmt: skip
+def test_a_question_is_known_by_its_number(text, number):
+    assert reading.Text(text, "", 0, 0, {}).number == number
 
 
 def test_code_without_prose_flags_nothing():
@@ -621,8 +642,8 @@ def test_what_is_too_large_or_not_there_is_refused(tmp_path):
     (tmp_path / "big.ipynb").write_bytes(b" " * (reading.MAX_FILE + 1))
     for name, reason in (
         ("big.ipynb", "larger than 20 MB"),
-        ("none.ipynb", "No such file"),
-        ("", "Is a dir"),
+        ("none.ipynb", "no such file"),
+        ("", "no such file"),
     ):
         notebook, notes = reading.read_submission(tmp_path / name)
         assert notebook is None
