@@ -438,18 +438,12 @@ class Aligning:
         self.after = list(
             itertools.accumulate(self.place, lambda at, p: at if p is None else p, initial=-1)
         )[1:]
-        # The written answers: number of the question, and place.
-        self.written = {
-            number: i
-            for i, cell in enumerate(release.cells)
-            if utils.is_solution(cell) and cell.cell_type == "markdown"
-            if (number := question(cell.source))
-        }
-        self.functions = {
-            cell.metadata.nbgrader.grade_id: i
-            for i, cell in enumerate(release.cells)
-            if utils.is_solution(cell) and cell.cell_type == "code"
-        }
+        # The places of the written answers, by the number of the question; by name without one.
+        self.written: dict[str, int] = {}
+        for i, cell in enumerate(release.cells):
+            if utils.is_solution(cell) and cell.cell_type == "markdown":
+                number, name = question(cell.source), cell.metadata.nbgrader.grade_id
+                self.written[name if number is None or number in self.written else number] = i
 
     def is_new(self, text: str) -> bool:
         """Whether a text says anything that the release does not."""

@@ -12,6 +12,7 @@ import pytest
 import simulated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from nbconvert import HTMLExporter
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_output, new_raw_cell
 from nbgrader import utils
 
@@ -379,6 +380,18 @@ def test_code_without_prose_flags_nothing():
     assert "%timeit x" in text_of(notebook)
 
 
+def test_an_answer_needs_no_heading_in_the_release():
+    """As an instructor's own assignment may have it."""
+    release, theirs = release_of(), release_of()
+    for notebook in (release, theirs):
+        for cell in answers_in(notebook):
+            cell.source = "*(write here)*"
+    answers_in(theirs)[1].source = SAID
+    one, two = answers_in(reading.align(theirs, release)[0])
+    assert two.source == SAID
+    assert "The student wrote in the answer to question law" in one.source
+
+
 def test_two_answers_under_one_heading_are_both_shown():
     theirs = release_of()
     first, second = answers_in(theirs)
@@ -593,7 +606,7 @@ def test_any_json_is_aligned_or_refused_in_words(tmp_path_factory, tree):
 
 @settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
-    st.binary(max_size=200) | st.integers(0, 20_000).map(lambda n: submission_text().encode()[:n])
+    st.binary(max_size=200) | st.integers(0, 19_000).map(lambda n: submission_text().encode()[:n])
 )
 def test_any_bytes_are_refused_in_words(tmp_path_factory, content):
     notebook, notes = read(tmp_path_factory.mktemp("in"), content)
@@ -764,3 +777,16 @@ def test_a_huge_notebook_is_cut_and_does_not_take_long(tmp_path, count, cell):
     assert time.process_time() - begin < 60
     assert len(json.dumps(result)) < 9_000_000
     assert any("too many" in note for note in notes)
+
+
+def test_other_tools_can_show_what_is_hostile():
+    """A picture that is not there stops nbconvert, if it is asked for."""
+    theirs = release_of()
+    theirs.cells += [
+        new_markdown_cell(
+            "![x](attachment:gone.png) ![x](attachment:) ![x][y]\n\n[y]: attachment:z"
+        ),
+        new_raw_cell("![[x](attachment:gone.png)](attachment:gone.png)"),
+    ]
+    page, _ = HTMLExporter().from_notebook_node(aligned(theirs)[0])
+    assert "attachment:gone.png" in page
