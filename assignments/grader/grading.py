@@ -21,8 +21,8 @@ from nbgrader import utils
 from nbgrader.preprocessors import NbGraderPreprocessor
 from traitlets import Bool, Integer
 
+from assignments.grader.definitions import Notebook, define, find, is_stub, statements
 from assignments.grader.sandbox import Limits, Sandbox
-from assignments.grader.sandbox_child import define, find, is_stub, statements
 from dropreg.book.checks import Answer, Mistake
 
 MAX_FILE, MAX_TEXT, MAX_IMAGES = 20_000_000, 20_000, 6_000_000
@@ -67,7 +67,7 @@ def defined(source: str) -> dict[str, bool]:
     """The functions at the top of a cell, and whether each is written."""
     try:
         nodes = [n for n in statements(source) if isinstance(n, ast.FunctionDef)]
-    except (SyntaxError, ValueError, RecursionError):
+    except SyntaxError:
         return {}
     return {node.name: not is_stub(node) for node in nodes}
 
@@ -233,14 +233,18 @@ def definitions(notebook: NotebookNode) -> list[str]:
     return sources + list(answers_of(notebook).values())
 
 
+def given_cells(notebook: NotebookNode) -> list[str]:
+    """Sources of the cells that the release gives, which are no tests."""
+    return [c.source for c in code_cells(notebook) if utils.is_locked(c) and not utils.is_grade(c)]
+
+
 def test_names(notebook: NotebookNode, answers: Mapping[str, Answer], fresh: int) -> dict[str, Any]:
     """What a test cell can name: the functions, FRESH, and what given cells import."""
     names: dict[str, Any] = {}
-    for cell in code_cells(notebook):
-        if utils.is_locked(cell) and not utils.is_grade(cell):
-            for node in statements(cell.source):
-                if isinstance(node, ast.Import | ast.ImportFrom):
-                    exec(compile(ast.Module([node], []), "<given>", "exec"), names)
+    for source in given_cells(notebook):
+        for node in statements(source):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                exec(compile(ast.Module([node], []), "<given>", "exec"), names)
     return {**names, **answers, "FRESH": fresh}
 
 
@@ -269,11 +273,11 @@ def run_tests(notebook: NotebookNode, names: Mapping[str, Any]) -> dict[str, str
 def local_answers(notebook: NotebookNode) -> dict[str, Answer]:
     """The functions in this process: for the author's own solutions, never for a student's."""
     functions = answers_of(notebook)
-    given = [c.source for c in code_cells(notebook) if utils.is_locked(c) and not utils.is_grade(c)]
-    names, errors = define([*given, *functions.values()], seconds=5.0)
+    cells = Notebook([*given_cells(notebook), *functions.values()], functions)
+    names, errors = define(cells, seconds=5.0)
     if errors:
         raise ValueError(f"the cells do not run: {errors}")
-    found = {name: find(name, cell, names) for name, cell in functions.items()}
+    found = {name: find(name, cells, names) for name in functions}
     return {name: Answer.local(function) for name, function in found.items() if function}
 
 
@@ -290,7 +294,13 @@ class GradeInSandbox(NbGraderPreprocessor):
         """Fill the outputs of the test cells, from which nbgrader reads the marks."""
         functions = answers_of(nb)
         with Sandbox(
-            definitions(nb), functions, isolated=self.isolated, limits=self.limits
+            definitions(nb),
+            functions,
+            isolated=self.isolated,
+            limits=self.limits,
+            given=given_cells(nb),
+            tests=[c.source for c in code_cells(nb) if utils.is_grade(c)],
+            write_yourself=nb.metadata.get("dropreg", {}).get("write_yourself"),
         ) as sandbox:
             answers = {name: sandbox.answer(name) for name in functions}
             wrong = run_tests(nb, test_names(nb, answers, self.fresh))

@@ -1,0 +1,116 @@
+"""What answers take from elsewhere that they were to write themselves, read off their code.
+
+It is for the marker to judge. Code that looks names up while it runs hides what it uses; that it
+does so is said.
+"""
+
+import ast
+import fnmatch
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+from assignments.grader.definitions import BUILT_IN, LOOK_UP, Notebook
+
+HIDDEN_IN = {"__dict__", "modules", "import_module", "__getattribute__"}
+
+
+def _path(node: ast.AST, aliases: Mapping[str, str]) -> str | None:
+    """What a chain of names stands for: `F.dropout` for `torch.nn.functional.dropout`."""
+    names: list[str] = []
+    while True:
+        match node:
+            case ast.Name(name):
+                root = aliases.get(name)
+                return ".".join([root, *reversed(names)]) if root else None
+            case ast.Attribute(inner, name):
+                pass
+            case ast.Call(ast.Name("getattr"), [inner, ast.Constant(str(name)), *_]):
+                pass
+            case _:
+                return None
+        names.append(name)
+        node = inner
+
+
+def imported(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """The names that an import binds, and what each stands for; `*` for all of a module."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            root = alias.name.split(".")[0]
+            yield alias.asname or root, alias.name if alias.asname else root
+            if not alias.asname and root != alias.name:
+                yield alias.name, alias.name
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        for alias in node.names:
+            name = "" if alias.name == "*" else f".{alias.name}"
+            yield alias.asname or alias.name, node.module + name
+
+
+def _aliases(nodes: Sequence[ast.AST]) -> tuple[dict[str, str], list[str]]:
+    aliases: dict[str, str] = {}
+    stars: list[str] = []
+    for node in nodes:
+        for name, path in imported(node):
+            if name == "*":
+                stars.append(path)
+            else:
+                aliases[name] = path
+        if isinstance(node, ast.Assign) and (path := _path(node.value, aliases)):
+            aliases |= {t.id: path for t in node.targets if isinstance(t, ast.Name)}
+    return aliases, stars
+
+
+def suspicious(
+    notebook: Notebook, given: Collection[str], write_yourself: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """A sentence for each answer and each path that it uses and should not.
+
+    Args:
+        notebook: The student's cells.
+        given: Sources of the cells that the release gives: what they import may be used.
+        write_yourself: For each function the patterns of what it may not use, such as
+            `torch*[dD]ropout*`, matched with the whole path.
+    """
+    allowed = {
+        path
+        for s in notebook.statements
+        if notebook.cells[s.cell] in given
+        for node in ast.walk(s.node)
+        for _, path in imported(node)
+    }
+    said: list[str] = []
+    for answer in notebook.answers:
+        needed = notebook.needed_by({answer, notebook.stands_for(answer)})
+        everything = [node for s in needed for node in ast.walk(s.node)]
+        aliases, stars = _aliases(everything)
+        own = [s for s in needed if notebook.cells[s.cell] not in given]
+        bound = set(BUILT_IN).union(*(s.binds for s in needed))
+        paths: dict[str, None] = {}
+        looks: dict[str, None] = {}
+        for node in (node for s in own for node in ast.walk(s.node)):
+            paths |= dict.fromkeys(path for _, path in imported(node))
+            if path := _path(node, aliases):
+                paths[path] = None
+            if isinstance(node, ast.Name) and node.id not in bound | set(aliases):
+                paths |= {f"{module}.{node.id}": None for module in stars}
+            name = getattr(node, "id", getattr(node, "attr", None))
+            if name in LOOK_UP | HIDDEN_IN:
+                looks[str(name)] = None
+            match node:
+                case ast.Call(ast.Name("getattr"), [_, ast.Constant(), *_]):
+                    pass
+                case ast.Call(ast.Name("getattr")):
+                    looks["getattr"] = None
+        for path in paths:
+            ours = path.split(".")[0] == "dropreg" and not any(
+                path == a or path.startswith(f"{a}.") or a.startswith(f"{path}.") for a in allowed
+            )
+            listed = write_yourself.get(answer, ())
+            if ours or any(fnmatch.fnmatchcase(path, pattern) for pattern in listed):
+                said.append(f"`{answer}` uses `{path}`, which it should write itself.")
+        if looks:
+            names = ", ".join(f"`{name}`" for name in looks)
+            said.append(
+                f"`{answer}` looks names up while it runs ({names}): what it uses cannot all be "
+                "seen in its code."
+            )
+    return said
