@@ -26,6 +26,8 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 # What is shown of a student's error or text.
 SHOWN = 300
+# So many characters of a cell are read, magic by magic, before that is given up.
+READ_AGAIN = 500_000
 # Magics that run the rest of their line or cell in the notebook's namespace.
 RUNNING = {"time", "capture", "prun", "debug"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
@@ -33,6 +35,18 @@ SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 # With these, what is looked up stands in a text.
 LOOK_UP = {"eval", "exec", "globals", "locals", "vars", "__import__", "importlib", "compile"}
 BUILT_IN = set(dir(builtins))
+
+
+class Transformer(TransformerManager):
+    """IPython's own, which reads the whole cell again for each magic: up to so many characters."""
+
+    def do_token_transforms(self, lines: list[str]) -> list[str]:
+        """Replace the magics, one at a time."""
+        for _ in range(min(100, max(5, READ_AGAIN // (1 + sum(map(len, lines)))))):
+            changed, lines = self.do_one_token_transform(lines)
+            if not changed:
+                return lines
+        raise ValueError("too many magics")
 
 
 def statements(source: str) -> list[ast.stmt]:
@@ -48,9 +62,7 @@ def statements(source: str) -> list[ast.stmt]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a backslash in a text, and the like
-            tree = ast.increment_lineno(
-                ast.parse(TransformerManager().transform_cell(source)), above
-            )
+            tree = ast.increment_lineno(ast.parse(Transformer().transform_cell(source)), above)
             return [inner for node in tree.body for inner in _unfolded(node)]
     except SyntaxError as error:
         error.lineno = (error.lineno or 1) + above
@@ -188,6 +200,7 @@ class Notebook:
         errors: Cells that cannot be read, and why.
         unread: Why, for the source of each of them.
         needed: The statements that the answers need, in their order.
+        failed: Why a name has no value, once `define` has run.
     """
 
     def __init__(self, cells: Sequence[str], answers: Mapping[str, str]) -> None:
@@ -201,6 +214,7 @@ class Notebook:
         self.errors: list[str] = []
         self.statements: list[Statement] = []
         self.unread: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
         flags = 0
         for number, source in enumerate(self.cells):
             try:
@@ -219,7 +233,7 @@ class Notebook:
         self.needed = self.needed_by(set(answers) | {self.stands_for(name) for name in answers})
 
     def place(self, number: int) -> str:
-        """What an instructor knows a cell by; one that comes again, as an answer's, has one name."""
+        """What an instructor knows a cell by, under one name if it comes again."""
         source = self.cells[number]
         first = next((line.strip() for line in source.splitlines() if line.strip()), "")
         return f"cell {self.cells.index(source) + 1} (`{first[:40]}`)"
@@ -386,6 +400,10 @@ def define(
                 names[name] = value
         covered.clear()
 
+    def fail(statement: Statement, why: str) -> None:
+        errors.append(f"{notebook.place(statement.cell)}: {why}")
+        notebook.failed |= dict.fromkeys(statement.binds - set(names), why)
+
     def run(statement: Statement, *, again: bool) -> bool:
         node, source = statement.node, notebook.cells[statement.cell]
         if is_stub(node) and isinstance(node, ast.FunctionDef) and node.name in names:
@@ -405,9 +423,9 @@ def define(
             if not again:
                 lacking.append(statement)
             else:
-                errors.append(f"{notebook.place(statement.cell)}: {said(error)}")
+                fail(statement, said(error))
         except BaseException as error:
-            errors.append(f"{notebook.place(statement.cell)}: {explained(error, node)}")
+            fail(statement, explained(error, node))
         finally:
             for timer, _ in timers:
                 signal.setitimer(timer, 0)

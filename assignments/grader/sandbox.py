@@ -61,7 +61,7 @@ class Limits:
     printed: int = 4000
 
 
-# --- What is shown of the package ------------------------------------------------------------------
+# --- What is shown of the package -----------------------------------------------------------------
 
 
 def may_import(given: Iterable[str], tests: Iterable[str]) -> set[str]:
@@ -107,14 +107,16 @@ def with_their_imports(modules: Iterable[str]) -> dict[str, Path]:
             continue
         found[name] = path
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            waiting += [p for _, p in imported(node) if p.split(".")[0] in ("dropreg", "assignments")]
+            waiting += [
+                p for _, p in imported(node) if p.split(".")[0] in ("dropreg", "assignments")
+            ]
     return found
 
 
 def put_modules(folder: Path, modules: Iterable[str]) -> None:
     """Copy modules and what they import into a folder; packages around them are left empty."""
     found = with_their_imports(modules)
-    for name, path in found.items():
+    for path in found.values():
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
@@ -125,7 +127,7 @@ def put_modules(folder: Path, modules: Iterable[str]) -> None:
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-# --- Counting ---------------------------------------------------------------------------------------
+# --- Counting -------------------------------------------------------------------------------------
 
 
 def family(pid: int) -> list[int]:

@@ -45,13 +45,16 @@ def where(error: BaseException, notebook: Notebook, given: set[str]) -> str:
         return f" (line {line} of its cell: `{text}`)"
     calls = next((step for step in reversed(steps) if not step[0]), None)
     shown = f" (raised in `{function}`, which is given: `{text}`"
-    return f"{shown}; called by line {calls[2]} of your cell: `{calls[3]}`)" if calls else shown + ")"
+    return (
+        f"{shown}; called by line {calls[2]} of your cell: `{calls[3]}`)" if calls else shown + ")"
+    )
 
 
-def described(error: BaseException) -> str:
+def described(error: BaseException, notebook: Notebook) -> str:
     """An error in words, whatever its class makes of them."""
     try:
-        return clean(explained(error))
+        why = notebook.failed.get(error.name, "") if isinstance(error, NameError) else ""
+        return clean(explained(error) + (f"; its definition failed: {why}" if why else ""))
     except Exception:
         return clean(type(error).__name__)
 
@@ -82,7 +85,6 @@ def main() -> None:
     # Before anything of the student's runs, which could say something else.
     send(encode({"uses": suspicious(notebook, given, start["write_yourself"])}))
     receive()
-    runner = sys.modules["__main__"]  # kept, or its names would go
     module = sys.modules["__main__"] = types.ModuleType("__main__")
     names, errors = define(notebook, start["seconds"], module)
     functions = {name: find(name, notebook, names) for name in notebook.answers}
@@ -113,7 +115,7 @@ def main() -> None:
             reply = encode({"value": function(*built)})
         except BaseException as error:
             kind = clean(type(error).__name__)[:SHOWN]
-            found = {"error": kind, "message": described(error), "building": building}
+            found = {"error": kind, "message": described(error, notebook), "building": building}
             found["where"] = clean(where(error, notebook, given))
             reply = encode(found)
         send(reply)

@@ -25,9 +25,10 @@ INSIDE = Path("/modules")
 # Of the kernel's own files, what nobody needs; not every kernel has each.
 HIDDEN_FOLDERS = ("sys", "irq", "bus", "fs", "acpi", "scsi", "asound", "driver", "tty")
 HIDDEN_FILES = (
-    "config.gz iomem ioports kallsyms kcore key-users keys kmsg kpagecgroup kpagecount kpageflags "
-    "latency_stats mtrr sched_debug slabinfo sysrq-trigger timer_list vmallocinfo"
-).split()
+    "config.gz", "iomem", "ioports", "kallsyms", "kcore", "key-users", "keys", "kmsg",
+    "kpagecgroup", "kpagecount", "kpageflags", "latency_stats", "mtrr", "sched_debug", "slabinfo",
+    "sysrq-trigger", "timer_list", "vmallocinfo",
+)  # fmt: skip
 
 # System calls that no answer needs: their numbers on x86_64 and on aarch64, None where there is
 # none. New namespaces and mounts, other processes' memory, keys, modules, clocks; and memory that
@@ -128,7 +129,17 @@ class Wall:
                 options += ["--ro-bind", "/dev/null", path]
         options += ["--perms", "1777", "--size", str(file_bytes), "--tmpfs", "/tmp"]
         options += seen(modules)
-        return [*self.before, "bwrap", *options, "--remount-ro", "/", "--chdir", "/tmp", "--", *command]
+        return [
+            *self.before,
+            "bwrap",
+            *options,
+            "--remount-ro",
+            "/",
+            "--chdir",
+            "/tmp",
+            "--",
+            *command,
+        ]
 
     def start(
         self,

@@ -11,7 +11,7 @@ from assignments.grader.definitions import Notebook, define, explained, find, is
 
 
 def defined(*cells, answers="f", seconds=2.0):
-    """Names and errors; the answers' own cells are the last that define them, and come once more."""
+    """The functions and the errors; each answer's cell is the last with it, and comes once more."""
     own = {}
     for name in answers.split():
         own[name] = next((c for c in reversed(cells) if f"def {name}(" in c), "")
@@ -96,7 +96,7 @@ def test_slow_experiments_cost_nothing():
         ["n = helper(4.0)", "def f(x):\n    return n", "def helper(x):\n    return x / 2"],
         ["@wrap\ndef f(x):\n    return x", "def wrap(g):\n    return lambda x: g(x) / 2"],
         ["def f(x):\n    return 0", "def f(x):\n    return x / 2"],
-        ['if __name__ == "__main__":\n    def helper(x):\n        return x / 2\n    while True: pass',
+        ['if __name__ == "__main__":\n    def helper(x): return x / 2\n    while True: pass',
          "def f(x):\n    return helper(x)"],
         # Names in texts.
         ["def helper(x):\n    return x / 2", "def f(x):\n    return eval('helper(x)')"],
@@ -170,7 +170,8 @@ def test_statements_have_a_time_each_and_in_all():
 
 
 def test_time_is_up_even_where_everything_is_caught():
-    cell = "def wait():\n    try:\n        while True: pass\n    except Exception:\n        wait()\nn = wait()"
+    waits = "def wait():\n    try:\n        while True: pass\n    except Exception:\n        wait()"
+    cell = waits + "\nn = wait()"
     _, errors = defined(cell, "def f(x):\n    return n", seconds=0.2)
     assert "took longer" in errors[0]
 
@@ -228,7 +229,9 @@ def test_a_function_under_another_name_is_found_in_its_cell():
 
 
 def test_what_a_stub_is():
-    stub, written = statements("def f(x):\n    'x'\n    raise NotImplementedError()\ndef g(): return")
+    stub, written = statements(
+        "def f(x):\n    'x'\n    raise NotImplementedError()\ndef g(): return"
+    )
     assert is_stub(stub)
     assert not is_stub(written)
     assert [type(s) for s in statements("%%time\n%time x = 1\ny = 2")] == [ast.Assign] * 2
