@@ -57,6 +57,8 @@ def statements(source: str) -> list[ast.stmt]:
     Raises:
         SyntaxError: Whatever it is that keeps the cell from being read.
     """
+    # Half an emoji, or a zero, in a comment or a text.
+    source = re.sub("[\x00\ud800-\udfff]", "\ufffd", source)
     # IPython leaves out empty lines at the head.
     above = len(source[: len(source) - len(source.lstrip())].split("\n")) - 1
     try:
@@ -342,7 +344,10 @@ def _future(node: ast.ImportFrom) -> int:
 
 def said(error: BaseException) -> str:
     """An error in words: its kind, its message, its line."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    try:
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+    except Exception:  # of a student's own class
+        text = ""
     at = f" in line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
     return f"{type(error).__name__}{at}: {text}"[:SHOWN]
 

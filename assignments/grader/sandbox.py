@@ -12,6 +12,7 @@ grades in a virtual machine.
 import ast
 import contextlib
 import dataclasses
+import functools
 import os
 import platform
 import select
@@ -93,7 +94,8 @@ def file_of(module: str) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def with_their_imports(modules: Iterable[str]) -> dict[str, Path]:
+@functools.cache
+def with_their_imports(modules: frozenset[str]) -> dict[str, Path]:
     """The modules of this repository among some names, and all that those import, with files."""
     found: dict[str, Path] = {}
     waiting = list(modules)
@@ -115,7 +117,7 @@ def with_their_imports(modules: Iterable[str]) -> dict[str, Path]:
 
 def put_modules(folder: Path, modules: Iterable[str]) -> None:
     """Copy modules and what they import into a folder; packages around them are left empty."""
-    found = with_their_imports(modules)
+    found = with_their_imports(frozenset(modules))
     for path in found.values():
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +197,7 @@ class Sandbox:
         self.notes: list[str] = []
         self._cells, self._functions = list(cells), dict(functions)
         self._given = list(given)
-        self._modules = {CHILD, FIXTURES, *may_import(given, tests)}
+        self._allowed = sorted(may_import(given, tests))
         self._write_yourself = {n: list(p) for n, p in (write_yourself or {}).items()}
         self._found: set[str] = set()
         self._unread: dict[str, str] = {}
@@ -273,7 +275,7 @@ class Sandbox:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         modules = folder / "modules"
         modules.mkdir()
-        put_modules(modules, self._modules)
+        put_modules(modules, [CHILD, FIXTURES, *self._allowed])
         folder.chmod(0o755)
         # The interpreter's symbolic link as it is, by which a virtual environment is known; and the
         # working folder not on the path (-P).
@@ -314,6 +316,7 @@ class Sandbox:
             "cells": self._cells,
             "functions": self._functions,
             "given": self._given,
+            "allowed": self._allowed,
             "write_yourself": self._write_yourself,
             "limits": rlimits,
             "seconds": limits.definition_seconds,
@@ -332,9 +335,12 @@ class Sandbox:
         except Mistake as mistake:
             self._dead = dict.fromkeys(self._functions, str(mistake))
             raise
-        self._errors = [str(error) for error in reply.get("errors") or []]
-        self._unread = {str(n): str(said) for n, said in (reply.get("unread") or {}).items()}
-        self._found = {str(n) for n in reply.get("found") or []} & set(self._functions)
+        for key, kind in (("errors", list), ("unread", dict), ("found", list)):
+            if not isinstance(reply.get(key), kind):  # forged
+                reply[key] = kind()
+        self._errors = [str(error) for error in reply["errors"]]
+        self._unread = {str(name): str(why) for name, why in reply["unread"].items()}
+        self._found = {str(name) for name in reply["found"]} & set(self._functions)
 
     def _exchange(self, what: str, message: Any, seconds: float) -> dict[str, Any]:
         """Send a message and wait for the reply; `Mistake`, and an end, if that breaks a limit."""

@@ -59,24 +59,30 @@ def _aliases(nodes: Sequence[ast.AST]) -> tuple[dict[str, str], list[str]]:
     return aliases, stars
 
 
+def _within(path: str, name: str) -> bool:
+    """Whether a path is a name, something in it, or on the way to it."""
+    inside = path.startswith(f"{name}.")
+    if name == "dropreg" and path.startswith("dropreg.book"):
+        inside = False
+    return path == name or inside or name.startswith(f"{path}.")
+
+
 def suspicious(
-    notebook: Notebook, given: Collection[str], write_yourself: Mapping[str, Sequence[str]]
+    notebook: Notebook,
+    given: Collection[str],
+    allowed: Collection[str],
+    write_yourself: Mapping[str, Sequence[str]],
 ) -> list[str]:
     """A sentence for each answer and each path that it uses and should not.
 
     Args:
         notebook: The student's cells.
-        given: Sources of the cells that the release gives: what they import may be used.
+        given: Sources of the cells that the release gives.
+        allowed: Names of `dropreg` that may be used, with all that is in them; of `dropreg` itself
+            all but the book's part.
         write_yourself: For each function the patterns of what it may not use, such as
             `torch*[dD]ropout*`, matched with the whole path.
     """
-    allowed = {
-        path
-        for s in notebook.statements
-        if notebook.cells[s.cell] in given
-        for node in ast.walk(s.node)
-        for _, path in imported(node)
-    }
     said: list[str] = []
     for answer in notebook.answers:
         needed = notebook.needed_by({answer, notebook.stands_for(answer)})
@@ -90,23 +96,29 @@ def suspicious(
             paths |= dict.fromkeys(path for _, path in imported(node))
             if path := _path(node, aliases):
                 paths[path] = None
+                root, _, name = path.rpartition(".")
+                if root == "builtins" and name in LOOK_UP:
+                    looks[name] = None
             if isinstance(node, ast.Name) and node.id not in bound | set(aliases):
                 paths |= {f"{module}.{node.id}": None for module in stars}
-            name = getattr(node, "id", getattr(node, "attr", None))
-            if name in LOOK_UP | HIDDEN_IN:
-                looks[str(name)] = None
             match node:
+                case ast.Name(name) if name in LOOK_UP:
+                    looks[name] = None
+                case ast.Attribute(_, name) if name in HIDDEN_IN:
+                    looks[name] = None
                 case ast.Call(ast.Name("getattr"), [_, ast.Constant(), *_]):
                     pass
                 case ast.Call(ast.Name("getattr")):
                     looks["getattr"] = None
+        listed = write_yourself.get(answer, ())
+        found = []
         for path in paths:
-            ours = path.split(".")[0] == "dropreg" and not any(
-                path == a or path.startswith(f"{a}.") or a.startswith(f"{path}.") for a in allowed
-            )
-            listed = write_yourself.get(answer, ())
-            if ours or any(fnmatch.fnmatchcase(path, pattern) for pattern in listed):
-                said.append(f"`{answer}` uses `{path}`, which it should write itself.")
+            ours = path.split(".")[0] == "dropreg"
+            if ours and not any(_within(path, name) for name in allowed):
+                found.append(path)
+            elif any(fnmatch.fnmatchcase(path, pattern) for pattern in listed):
+                found.append(path)
+        said += [f"`{answer}` uses `{path}`, which it should write itself." for path in found]
         if looks:
             names = ", ".join(f"`{name}`" for name in looks)
             said.append(

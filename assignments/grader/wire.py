@@ -33,7 +33,7 @@ def encode(value: Any, fixture: type | None = None) -> bytes:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, str):
-            return clean(value)
+            return str(value)
         if isinstance(value, int):
             return int(value) if -(2**63) <= value < 2**63 else float(value)
         if isinstance(value, float):
@@ -63,23 +63,28 @@ def encode(value: Any, fixture: type | None = None) -> bytes:
 
 
 def decode(
-    header: bytes, body: bytes, fixture: Callable[[str, tuple[Any, ...]], Any] | None = None
+    header: bytes,
+    body: bytes,
+    *,
+    text: Callable[[str], str] = clean,
+    fixture: Callable[[str, tuple[Any, ...]], Any] | None = None,
 ) -> Any:
     """Read what `encode` wrote; a ValueError if it did not write this.
 
     Every byte of the body belongs to one tensor, in order. NaN and infinity are numbers here.
+    Text is cleaned, and fixtures are refused, unless the reader says what to make of them.
     """
     position, nodes = 0, 0
 
-    def number(text: str) -> int:
-        if len(text) > MAX_DIGITS or not -(2**63) <= (value := int(text)) < 2**63:
+    def number(digits: str) -> int:
+        if len(digits) > MAX_DIGITS or not -(2**63) <= (value := int(digits)) < 2**63:
             raise ValueError("a number of more than 64 bits")
         return value
 
-    def real(text: str) -> float:
-        if len(text) > MAX_DIGITS:
+    def real(digits: str) -> float:
+        if len(digits) > MAX_DIGITS:
             raise ValueError("a number of too many digits")
-        return float(text)
+        return float(digits)
 
     def tensor(shape: Any, name: Any, size: Any) -> torch.Tensor:
         nonlocal position
@@ -105,7 +110,7 @@ def decode(
         if nodes > MAX_NODES:
             raise ValueError("too many values")
         if isinstance(node, str):
-            return clean(node)
+            return text(node)
         if not isinstance(node, dict):
             if isinstance(node, list):
                 raise ValueError("a list without its name")

@@ -107,6 +107,8 @@ def test_slow_experiments_cost_nothing():
         ["import functools", "@functools.cache\ndef f(x):\n    return x / 2"],
         ["n: float = 2.0", "def f(x):\n    return n"],
         ["def f(x):\n    import math\n    return math.sqrt(x)"],
+        ["import math\r\n\r\n\r\ndef f(x):\r\n    return math.sqrt(x)\r\n"],
+        ["# half a smile \ud83d, a zero \x00\ndef f(x):\n    '\u00a0 \ufeff'\n    return x / 2"],
     ],
 )  # fmt: skip
 def test_answers_find_what_they_need(cells):
@@ -182,8 +184,8 @@ def test_time_is_up_even_where_everything_is_caught():
         "-" * 100_000 + "1",
         "(" * 5000 + ")" * 5000,
         "x = " + "lambda: " * 5000 + "1",
-        "\x00",
-        "'\ud800'",
+        "x = \x00",
+        "\ud800 = 1",
         "if True:\nx = 1",
         "return 3",
         "x = '''",

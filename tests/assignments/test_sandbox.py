@@ -545,6 +545,26 @@ def test_without_isolation_if_asked_for():
     assert psutil.wait_procs(processes, timeout=5)[1] == []
 
 
+@pytest.mark.parametrize("isolated", [False, pytest.param(True, marks=NEEDS_BWRAP)])
+def test_it_ends_with_a_grader_that_is_killed(isolated):
+    code = f"""
+import os, signal
+from assignments.grader import sandbox
+box = sandbox.Sandbox([{CODE!r}], {{"add": ""}}, isolated={isolated})
+assert box.answer("add")(1, 2) == 3
+print(*sandbox.family(box._process.pid), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == (3 if isolated else 1)
+    until = time.monotonic() + 10
+    while (left := [pid for pid in pids if psutil.pid_exists(pid)]) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert left == []
+
+
 @pytest.mark.parametrize(
     ("header", "body"),
     [
@@ -669,6 +689,16 @@ class TestWhoseItIs:
     def test_who_imports_the_result_is_told(self, source, path):
         message = self.message(source, tests=["check.moments(f)"])
         assert f"`{path}` is not there when answers are tested: write it yourself" in message
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    def test_cells_arrive_as_they_were_written(self, end):
+        source = end.join(
+            ["import pickle", "class A:", "    n = 2  # \ud83d", "", "def f(x):",
+             "    assert __name__ == '__main__'",
+             "    return '\u00a0\u202e' * pickle.loads(pickle.dumps(A())).n"]
+        )  # fmt: skip
+        with Sandbox([source], {"f": source}) as box:
+            assert box.answer("f")(1) == "\ufffd" * 4
 
     def test_what_given_cells_import_is_there(self):
         source = "def f(x):\n    return len(load_digits(train_size=10).train_x)"
