@@ -18,7 +18,7 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -205,14 +205,17 @@ class Notebook:
         failed: Why a name has no value, once `define` has run.
     """
 
-    def __init__(self, cells: Sequence[str], answers: Mapping[str, str]) -> None:
+    def __init__(
+        self, cells: Sequence[str], answers: Mapping[str, str], given: Iterable[str] = ()
+    ) -> None:
         """Read the cells.
 
         Args:
             cells: Their sources, in the notebook's order.
             answers: For each function that is asked for its own cell.
+            given: Those of the cells that are not the student's.
         """
-        self.cells, self.answers = list(cells), dict(answers)
+        self.cells, self.answers, self.given = list(cells), dict(answers), set(given)
         self.errors: list[str] = []
         self.statements: list[Statement] = []
         self.unread: dict[str, str] = {}
@@ -270,15 +273,19 @@ class Notebook:
         return {name: names for name, names in later.items() if names}
 
     def _kinds_of_names(self) -> dict[str, dict[str, set[int]]]:
-        """Which cells bind each name by a definition, an import, or a value that costs nothing."""
+        """Which cells bind each name by a definition, by an import, or by what costs time.
+
+        What the release and the answers' own cells import is as good as a definition.
+        """
         kinds: dict[str, dict[str, set[int]]] = {"defined": {}, "imported": {}, "dear": {}}
         for s in self.statements:
             imports = isinstance(s.node, ast.Import | ast.ImportFrom) or (
                 isinstance(s.node, ast.Try | ast.If)
                 and any(isinstance(n, ast.Import | ast.ImportFrom) for n in s.node.body)
             )
+            kept = {*self.given, *self.answers.values()}
             for name in s.binds:
-                if isinstance(s.node, DEFINITIONS) or imports:
+                if isinstance(s.node, SCOPES) or (imports and self.cells[s.cell] in kept):
                     kinds["defined"].setdefault(name, set()).add(s.cell)
                 if imports:
                     kinds["imported"].setdefault(name, set()).add(s.cell)
@@ -294,10 +301,11 @@ class Notebook:
         """
         if isinstance(statement.node, DEFINITIONS):
             return False
-        if self.cells[statement.cell] in self.answers.values():
+        if self.cells[statement.cell] in {*self.given, *self.answers.values()}:
             return False
         defined = self._kinds["defined"].get(name, set())
-        return statement.cell not in defined and (name in BUILT_IN or bool(defined))
+        before = any(cell < statement.cell for cell in defined)
+        return statement.cell not in defined and (name in BUILT_IN or before)
 
     def needed_by(self, names: set[str]) -> list[Statement]:
         """The statements that bind or change the names, and on to what those read, in their order.

@@ -273,7 +273,8 @@ def run_tests(notebook: NotebookNode, names: Mapping[str, Any]) -> dict[str, str
 def local_answers(notebook: NotebookNode) -> dict[str, Answer]:
     """The functions in this process: for the author's own solutions, never for a student's."""
     functions = answers_of(notebook)
-    cells = Notebook([*given_cells(notebook), *functions.values()], functions)
+    given = given_cells(notebook)
+    cells = Notebook([*given, *functions.values()], functions, given)
     names, errors = define(cells, seconds=5.0)
     if errors:
         raise ValueError(f"the cells do not run: {errors}")

@@ -31,7 +31,7 @@ class Wanted:
     args: tuple[Any, ...]
 
 
-def where(error: BaseException, notebook: Notebook, given: set[str]) -> str:
+def where(error: BaseException, notebook: Notebook) -> str:
     """Which line of the notebook an error comes from, and whose it is."""
     steps = []
     for frame, line in traceback.walk_tb(error.__traceback__):
@@ -39,7 +39,7 @@ def where(error: BaseException, notebook: Notebook, given: set[str]) -> str:
         if name.startswith("<cell ") and name[6:-1].isdecimal():
             source = notebook.cells[int(name[6:-1])]
             text = [*source.splitlines(), *[""] * line][line - 1].strip()[:80]
-            steps.append((source in given, frame.f_code.co_name, line, text))
+            steps.append((source in notebook.given, frame.f_code.co_name, line, text))
     if not steps:
         return ""
     is_given, function, line, text = steps[-1]
@@ -85,10 +85,9 @@ def main() -> None:
     start = receive()
     for kind, limit in start["limits"].items():
         resource.setrlimit(getattr(resource, kind), (limit, limit))
-    given = set(start["given"])
-    notebook = Notebook(start["cells"], start["functions"])
+    notebook = Notebook(start["cells"], start["functions"], start["given"])
     # Before anything of the student's runs, which could say something else.
-    uses = suspicious(notebook, given, start["allowed"], start["write_yourself"])
+    uses = suspicious(notebook, start["allowed"], start["write_yourself"])
     send(encode({"uses": uses}))
     receive()
     module = sys.modules["__main__"] = types.ModuleType("__main__")
@@ -122,7 +121,7 @@ def main() -> None:
         except BaseException as error:
             kind = type(error).__name__[:SHOWN]
             found = {"error": kind, "message": described(error, notebook), "building": building}
-            found["where"] = where(error, notebook, given)
+            found["where"] = where(error, notebook)
             reply = encode(found)
         send(reply)
 

@@ -69,7 +69,6 @@ def _within(path: str, name: str) -> bool:
 
 def suspicious(
     notebook: Notebook,
-    given: Collection[str],
     allowed: Collection[str],
     write_yourself: Mapping[str, Sequence[str]],
 ) -> list[str]:
@@ -77,7 +76,6 @@ def suspicious(
 
     Args:
         notebook: The student's cells.
-        given: Sources of the cells that the release gives.
         allowed: Names of `dropreg` that may be used, with all that is in them; of `dropreg` itself
             all but the book's part.
         write_yourself: For each function the patterns of what it may not use, such as
@@ -88,7 +86,7 @@ def suspicious(
         needed = notebook.needed_by({answer, notebook.stands_for(answer)})
         everything = [node for s in needed for node in ast.walk(s.node)]
         aliases, stars = _aliases(everything)
-        own = [s for s in needed if notebook.cells[s.cell] not in given]
+        own = [s for s in needed if notebook.cells[s.cell] not in notebook.given]
         bound = set(BUILT_IN).union(*(s.binds for s in needed))
         paths: dict[str, None] = {}
         looks: dict[str, None] = {}
@@ -114,9 +112,8 @@ def suspicious(
         found = []
         for path in paths:
             ours = path.split(".")[0] == "dropreg"
-            if ours and not any(_within(path, name) for name in allowed):
-                found.append(path)
-            elif any(fnmatch.fnmatchcase(path, pattern) for pattern in listed):
+            kept = ours and not any(_within(path, name) for name in allowed)
+            if kept or any(fnmatch.fnmatchcase(path, pattern) for pattern in listed):
                 found.append(path)
         said += [f"`{answer}` uses `{path}`, which it should write itself." for path in found]
         if looks:

@@ -10,12 +10,12 @@ import pytest
 from assignments.grader.definitions import Notebook, define, explained, find, is_stub, statements
 
 
-def defined(*cells, answers="f", seconds=2.0):
+def defined(*cells, answers="f", seconds=2.0, given=()):
     """The functions and the errors; each answer's cell is the last with it, and comes once more."""
     own = {}
     for name in answers.split():
         own[name] = next((c for c in reversed(cells) if f"def {name}(" in c), "")
-    notebook = Notebook([*cells, *own.values()], own)
+    notebook = Notebook([*cells, *own.values()], own, given)
     names, errors = define(notebook, seconds)
     return {name: find(name, notebook, names) for name in own}, errors
 
@@ -86,7 +86,10 @@ def test_slow_experiments_cost_nothing():
         ["def f(x):\n    return sum([x, -2.0])", "sum = 0\nfor max in range(3):\n    sum += max"],
         ["list = [1]\nn = list[0] + 1.0", "def f(x):\n    return list([n])[0]"],
         ["def loss(x):\n    return x / 2", "def f(x):\n    return loss(x)", "loss = f(3)"],
-        ["import math", "def f(x):\n    return math.sqrt(x)", "math = 3"],
+        ["def f(x):\n    import math\n    return math.sqrt(x)", "math = 3"],
+        ["from math import tau as t", "t = 2.0", "def f(x):\n    return t"],
+        ["def t(): pass", "def f(x):\n    return t", "class t: pass", "t = 3", "def t(): pass",
+         "t = 2.0\ndef f(x):\n    return t"],
         ["def f(x):\n    return x / 2", "f = f(3)"],
         ["def helper(x):\n    return x / 2", "def f(x):\n    return helper(x)", "del helper"],
         # Functions that are written twice, or not yet, or in another order.
@@ -159,6 +162,14 @@ def test_a_built_in_may_be_replaced_by_a_definition_or_in_the_answers_own_cell()
     assert result("def sum(x):\n    return 2.0", "def f(x):\n    return sum([x])") == 2.0
     assert result("abs = lambda x: 2.0\ndef f(x):\n    return abs(x)") == 2.0
     assert builtins.sum([1]) == 1
+
+
+def test_what_the_release_imports_and_defines_is_not_replaced_by_a_value():
+    given = "import math\ndef loss(x):\n    return x\nSIZE = 1.0"
+    scratch = "math = 3\nloss = 0.5\nSIZE = 2.0\nnp = math"
+    answer = "def f(x):\n    return math.sqrt(loss(x)) * SIZE"
+    functions, errors = defined(given, answer, scratch, given=[given])
+    assert (functions["f"](4.0), errors) == (4.0, [])  # a value of the release may be replaced
 
 
 def test_statements_have_a_time_each_and_in_all():

@@ -19,8 +19,8 @@ LISTED = {"dropout": ["torch*[dD]ropout*"]}
 
 
 def said(*cells, given=(GIVEN,), listed=LISTED):
-    notebook = Notebook([*given, *cells], {"dropout": cells[-1], "other": ""})
-    return suspicious(notebook, given, may_import(given, ["check.moments(moments)"]), listed)
+    notebook = Notebook([*given, *cells], {"dropout": cells[-1], "other": ""}, given)
+    return suspicious(notebook, may_import(given, ["check.moments(moments)"]), listed)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_what_it_may_use_is_not_named(cells):
 @pytest.mark.parametrize("name", classroom.assignments())
 def test_the_solutions_take_nothing_from_elsewhere(name):
     source = nbformat.read(classroom.source_of(name), as_version=4)
-    notebook = Notebook(grading.definitions(source), grading.answers_of(source))
     given = grading.given_cells(source)
+    notebook = Notebook(grading.definitions(source), grading.answers_of(source), given)
     tests = [c.source for c in source.cells if "check." in c.source and c.cell_type == "code"]
-    assert suspicious(notebook, given, may_import(given, tests), {}) == []
+    assert suspicious(notebook, may_import(given, tests), {}) == []
 
 
 def test_where_the_library_is_given_its_book_is_not():
@@ -107,12 +107,12 @@ def test_where_the_library_is_given_its_book_is_not():
         "def train():\n    dropreg.replace_dropout()\n    text()\n"
         "    dropreg.book.checks.project.truth()"
     )
-    notebook = Notebook([*given, source], {"train": source})
-    assert suspicious(notebook, given, may_import(given, []), {}) == [
+    notebook = Notebook([*given, source], {"train": source}, given)
+    assert suspicious(notebook, may_import(given, []), {}) == [
         "`train` uses `dropreg.book.checks.project.truth`, which it should write itself."
     ]
     listed = {"train": ["dropreg.replace_*"]}
-    (named, _) = suspicious(notebook, given, may_import(given, []), listed)
+    (named, _) = suspicious(notebook, may_import(given, []), listed)
     assert "`dropreg.replace_dropout`" in named
 
 
