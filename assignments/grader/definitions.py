@@ -285,7 +285,8 @@ class Notebook:
             )
             kept = {*self.given, *self.answers.values()}
             for name in s.binds:
-                if isinstance(s.node, SCOPES) or (imports and self.cells[s.cell] in kept):
+                written = isinstance(s.node, SCOPES) and not is_stub(s.node)
+                if written or (imports and self.cells[s.cell] in kept):
                     kinds["defined"].setdefault(name, set()).add(s.cell)
                 if imports:
                     kinds["imported"].setdefault(name, set()).add(s.cell)

@@ -95,6 +95,8 @@ def test_slow_experiments_cost_nothing():
         # Functions that are written twice, or not yet, or in another order.
         ["def f(x):\n    return x / 2", "def f(x):\n    raise NotImplementedError"],
         ["def f(x):\n    raise NotImplementedError()", "def f(x):\n    return x / 2"],
+        ["def f(x):\n    raise NotImplementedError()", "f = lambda x: x / 2"],
+        ["f = lambda x: x / 2", "def f(x):\n    raise NotImplementedError()"],
         ["def f(x):\n    return g(x)", "def g(x):\n    return 0", "def g(x):\n    return x / 2"],
         ["n = helper(4.0)", "def f(x):\n    return n", "def helper(x):\n    return x / 2"],
         ["@wrap\ndef f(x):\n    return x", "def wrap(g):\n    return lambda x: g(x) / 2"],
