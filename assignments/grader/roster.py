@@ -64,9 +64,14 @@ def student_id(name: str) -> str:
     return f"_{text}" if text.split(".")[0].casefold() in DEVICES else text
 
 
+def folded(identity: str) -> str:
+    """An id as a file system that knows no capitals has it."""
+    return unicodedata.normalize("NFC", identity.casefold())
+
+
 def plain(text: str) -> str:
     """A name to compare by: no difference of case, punctuation or spelling of an accent."""
-    text = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    text = folded(unicodedata.normalize("NFC", text))
     kept = (c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
     return " ".join("".join(kept).split())
 
@@ -153,7 +158,7 @@ class Roster:
             person = person_of(row, columns, index)
             if person is None:
                 continue
-            line, before = seen.setdefault(plain(person.id), (index, row))
+            line, before = seen.setdefault(folded(person.id), (index, row))
             if line == index:
                 people.append(person)
             elif before != row:
@@ -177,7 +182,7 @@ class Roster:
                 return hits
         # A name within a longer one, as in ada_lovelace_final: who shares the most words with it.
         words = set(bare(name).split())
-        sizes = [shared(person, words) for person in self.people]
+        sizes = [max((len(own) for own in owns if own <= words), default=0) for owns in self._words]
         most = max(sizes)
         return [p for p, size in zip(self.people, sizes, strict=True) if 0 < size == most]
 
@@ -192,13 +197,16 @@ class Roster:
                     indices[-1].setdefault(spelling, []).append(person)
         return indices
 
-
-def shared(person: Person, words: set[str]) -> int:
-    """How many words of a file's name are all of a student's name; 1 for a user name or number."""
-    full = set(bare(person.name).split())
-    if len(full) > 1 and full <= words:
-        return len(full)
-    return int(any(len(o) > 2 and bare(o) in words for o in (person.login, *person.others)))
+    @cached_property
+    def _words(self) -> list[list[set[str]]]:
+        """Words that mean a student together: the names, or a number. A user name that could be
+        somebody's first name means nobody within a longer name."""
+        found = []
+        for person in self.people:
+            owns = [set(simplify(person.name).split()) for simplify in SIMPLER[1:]]
+            numbers = [o for o in (person.login, *person.others) if re.fullmatch(r"\w*\d{3}\w*", o)]
+            found.append([o for o in owns if len(o) > 1] + [{bare(n)} for n in numbers])
+        return found
 
 
 def columns_of(headings: Sequence[str]) -> dict[str, int]:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from assignments.grader.lms import LMS, LmsError, Origin, names_a_student, origin
-from assignments.grader.roster import ClassroomError, Roster, student_id
+from assignments.grader.roster import ClassroomError, Roster, folded, student_id
 from tools import ROOT
 
 STUDENT = ROOT / "assignments" / "student"
@@ -453,21 +453,27 @@ def is_of(entry: Entry, assignment: str, unread: list[tuple[str, str]]) -> bool:
 def by_system(entries: Sequence[Entry], lms: str) -> dict[Entry, tuple[str, Origin]]:
     """Which part of each path is the system's name for a student, and what it says.
 
-    Where several parts look so, as an outer folder can, that level is it which has the most names.
+    It is the outermost, so that nobody hands in for others by folders in a zip of their own; but
+    for outer folders that hold the whole class, whose names can look the same.
     """
-    levels: dict[int, set[str]] = defaultdict(set)
-    named: dict[Entry, list[tuple[int, str, Origin]]] = {}
-    for entry in entries:
-        parts = enumerate(entry.parts)
-        named[entry] = [(i, part, of) for i, part in parts if (of := origin(lms, part))]
-        for i, part, _ in named[entry]:
-            levels[i].add(part)
-    chosen = {}
-    for entry, found in named.items():
-        if found:
-            _, part, of = max(found, key=lambda level: (len(levels[level[0]]), level[0]))
-            chosen[entry] = part, of
-    return chosen
+    named = {
+        entry: [(i, part, of) for i, part in enumerate(entry.parts) if (of := origin(lms, part))]
+        for entry in entries
+    }
+    named = {entry: found for entry, found in named.items() if found}
+    while len({found[0][1] for found in named.values()}) == 1 and all(
+        len(found) > 1 for found in named.values()
+    ):
+        named = {entry: found[1:] for entry, found in named.items()}
+    below: dict[str, set[str]] = defaultdict(set)
+    for (outer, part, _), *inner in named.values():
+        below[part] |= {name for i, name, _ in inner if i == outer + 1}
+        if len(below[part]) > 1:
+            raise ClashError(
+                f"“{shown(part)}” holds {listed(sorted(below[part]))}. If they are students, grade "
+                f"“{shown(part)}” by itself; if one student has handed them in so, take them out."
+            )
+    return {entry: (part, of) for entry, ((_, part, of), *_) in named.items()}
 
 
 def stem_of(name: str) -> str:
@@ -524,10 +530,8 @@ def holds_students(
 ) -> bool:
     """Whether a folder holds several students' files, and is not one student's own."""
 
-    def known(name: str) -> set[str]:
-        """Whom a name surely means."""
-        people = roster.match(person_in(name)) if roster else []
-        return {name} if names_a_student(name) else {person.id for person in people}
+    def known(name: str) -> bool:
+        return names_a_student(name) or bool(roster and roster.match(person_in(name)))
 
     if folder.casefold() == assignment.casefold():
         return True
@@ -539,12 +543,13 @@ def holds_students(
     people = {person_in(stem) for stem in files}
     named = sorted(stem for stem in files if person_in(stem) not in {stem, ""})
     several = len({person_in(stem) for stem in named}) > 1
-    children = set[str]().union(*map(known, (*folders, *people)))
-    if len(children - known(folder)) > 1 or (alone and several):
-        return True
-    if known(folder) or "" in people:
+    if known(folder):
         return False
-    if children:
+    if alone and several:
+        return True
+    if "" in people:
+        return False
+    if any(map(known, (*folders, *people))):
         return True
     if alone:
         if len(folders) + len(people) != 1 or people:
@@ -576,7 +581,8 @@ def resolve(
         claims[folded(person.id)] = {}
     for entry, name in names.items():
         of = owners.get(entry)
-        wanted = of.name if of else name
+        # What follows a system's numbers is how the student called the file, or anybody.
+        wanted = of.name if of else re.split(r"(?<=\d)_(?=\d+_)|_assignsubmission_", name)[0]
         people = []
         if roster:
             people = roster.match(
@@ -611,8 +617,3 @@ def listed(names: Sequence[str]) -> str:
     more = [f"{len(names) - 5} more"] if len(names) > 6 else []
     *first, last = [shown(name) for name in names[: 5 if more else None]] + more
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def folded(identity: str) -> str:
-    """An id as a file system that knows no capitals has it."""
-    return unicodedata.normalize("NFC", identity.casefold())

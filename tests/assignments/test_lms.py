@@ -9,7 +9,7 @@ import pytest
 
 from assignments.grader.lms import LMS, LmsError, feedback_zip, marks_csv
 from assignments.grader.roster import Roster
-from assignments.grader.submissions import find
+from assignments.grader.submissions import ClashError, find
 
 # A class as each system gives it out: Ada handed in twice where it shows that, Bob late.
 DOWNLOADS = {
@@ -80,10 +80,10 @@ IDS = {
 }
 
 
-def download(folder, lms):
+def download(folder, names):
     source = folder / "download.zip"
     with zipfile.ZipFile(source, "w") as archive:
-        for name in DOWNLOADS[lms]:
+        for name in names:
             archive.writestr(name, "{}")
         archive.writestr("index.html", "<html>")
     return source
@@ -106,7 +106,7 @@ def marks(lms, scores, **more):
 
 @pytest.mark.parametrize("lms", LMS)
 def test_their_names_in(tmp_path, lms):
-    found = find(download(tmp_path, lms), "masks", lms=lms)
+    found = find(download(tmp_path, DOWNLOADS[lms]), "masks", lms=lms)
     assert list(found.students) == STUDENTS[lms]
     assert found.unread == [("index.html", "a page, not the notebook (File → Download → .ipynb)")]
     if lms != "ilias":
@@ -117,19 +117,21 @@ def test_their_names_in(tmp_path, lms):
 def test_their_own_export_is_a_class_list(tmp_path, lms):
     roster = export(tmp_path, lms)
     assert {person.id for person in roster.people} == set(IDS[lms])
-    found = find(download(tmp_path, lms), "masks", lms=lms, roster=roster)
+    found = find(download(tmp_path, DOWNLOADS[lms]), "masks", lms=lms, roster=roster)
     assert set(found.students) == set(IDS[lms])
     assert all(found.students.values())
     assert found.unmatched == []
 
 
 def test_the_newest_and_what_is_late(tmp_path):
-    canvas = find(download(tmp_path, "canvas"), "masks", lms="canvas").students
+    canvas = find(download(tmp_path, DOWNLOADS["canvas"]), "masks", lms="canvas").students
     ada = canvas["lovelaceada_12"]
     assert [handed.shown_name[-7:-6] for handed in ada] == ["1", "2"]
     assert ada[-1].time is None  # its zip has the time of the download
     assert [canvas[f"okayamabob_{i}"][0].late for i in (13, 14)] == [True, False]
-    brightspace = find(download(tmp_path, "brightspace"), "masks", lms="brightspace").students
+    brightspace = find(
+        download(tmp_path, DOWNLOADS["brightspace"]), "masks", lms="brightspace"
+    ).students
     times = [handed.time for files in brightspace.values() for handed in files]
     assert times == [
         datetime(2026, month, day, hour, minute).astimezone()
@@ -141,7 +143,9 @@ def test_the_newest_and_what_is_late(tmp_path):
         )
     ]
     roster = export(tmp_path, "moodle")
-    moodle = find(download(tmp_path, "moodle"), "masks", lms="moodle", roster=roster).students
+    moodle = find(
+        download(tmp_path, DOWNLOADS["moodle"]), "masks", lms="moodle", roster=roster
+    ).students
     assert moodle["ada@uni.edu"][-1].time == datetime(2026, 11, 27, 17, 22).astimezone()
 
 
@@ -177,9 +181,21 @@ def test_a_student_who_is_off_the_list_is_not_taken_for_a_namesake(tmp_path):
     assert [name for name, _ in found.unmatched] == ["lovelaceada_77_34_masks.ipynb"]
 
 
+def test_nobody_hands_in_for_others(tmp_path):
+    """By names of the system's form within what a student has packed."""
+    forged = "Ada Lovelace_1234567_assignsubmission_file_/masks.ipynb"
+    names = [*DOWNLOADS["moodle"], f"Bob Okayama_1234568_assignsubmission_file/{forged}"]
+    found = find(download(tmp_path, names), "masks", lms="moodle")
+    assert list(found.students) == STUDENTS["moodle"]
+    assert len(found.students["Ada_Lovelace_1234567"]) == 2
+    names = [name.replace("_77/", f"_{i}/") for name in DOWNLOADS["ilias"] for i in (77, 78)]
+    with pytest.raises(ClashError, match=r"“Uebung_1_Masks_77” holds Lovelace_Ada_ada_12"):
+        find(download(tmp_path, names), "masks", lms="ilias")
+
+
 def test_what_is_not_that_systems_is_said(tmp_path):
     with pytest.raises(LmsError, match=r"No file in download\.zip is named as Canvas names"):
-        find(download(tmp_path, "ilias"), "masks", lms="canvas")
+        find(download(tmp_path, DOWNLOADS["ilias"]), "masks", lms="canvas")
     with pytest.raises(LmsError, match="one of canvas, moodle"):
         find(tmp_path, "masks", lms="blackboard")
 
@@ -234,7 +250,7 @@ def test_brightspace(tmp_path):
 
 @pytest.mark.parametrize("listed", [True, False])
 def test_ilias(tmp_path, listed):
-    found = find(download(tmp_path, "ilias"), "masks", lms="ilias")
+    found = find(download(tmp_path, DOWNLOADS["ilias"]), "masks", lms="ilias")
     handed = {student: files[-1].container for student, files in found.students.items()}
     scores = {"ada": 27.5} if listed else {"Lovelace_Ada_ada_12": 27.5}
     roster = export(tmp_path, "ilias") if listed else None
@@ -296,7 +312,7 @@ def test_two_columns_that_fit_are_said(tmp_path):
     ],
 )  # fmt: skip
 def test_feedback_lies_where_each_system_looks_for_it(tmp_path, lms, names):
-    found = find(download(tmp_path, lms), "masks", lms=lms)
+    found = find(download(tmp_path, DOWNLOADS[lms]), "masks", lms=lms)
     handed = {student: files[-1].container for student, files in found.students.items()}
     pages = {student: tmp_path / f"{i}.html" for i, student in enumerate(found.students)}
     for student, page in pages.items():

@@ -426,6 +426,22 @@ def test_a_name_that_fits_two_is_not_graded_as_one_of_them(tmp_path):
     assert "Ada King (ada), Ada King (ada2)" in found.unread[0][1]
 
 
+def test_a_user_name_within_a_name_may_be_a_first_name(tmp_path):
+    text = "login,name\nmax,Erika Frei\nmm,Max Müller\ns1234567,Lee\n"
+    roster = class_list(tmp_path, text)
+    assert [p.id for p in roster.match("max")] == ["max"]
+    assert [p.id for p in roster.match("max_mueller_final")] == ["mm"]
+    assert roster.match("max_final") == []
+    assert [p.id for p in roster.match("s1234567 homework")] == ["s1234567"]
+
+
+def test_a_file_that_is_called_as_another_student_is_not_theirs(tmp_path):
+    roster = class_list(tmp_path, "login,name\nada,Ada Lovelace\nbob,Bob Okayama\n")
+    names = ["okayamabob_13_35_ada_lovelace.ipynb", "Bob Okayama_1_assignsubmission_file_ada.ipynb"]
+    found = find(lay(tmp_path / "in", names), "masks", roster=roster)
+    assert found.students["ada"] == []
+
+
 def test_accents_are_let_go_only_where_one_is_meant(tmp_path):
     roster = class_list(tmp_path, "login,name\na,José Roy\nb,Jose Roy\nc,Änne Müller\n")
     assert [p.id for p in roster.match("José Roy")] == ["a"]
