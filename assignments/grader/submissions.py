@@ -116,11 +116,7 @@ def find(
     """
     if lms is not None and lms not in LMS:
         raise LmsError(f"There is no “{lms}”: one of {', '.join(LMS)}.")
-    scratch = tempfile.mkdtemp(prefix="handed-in-")
-    found = Found()
-    found.close = weakref.finalize(found, shutil.rmtree, scratch, ignore_errors=True)
-    entries = list(Collector(Path(scratch), found.unread).collect(source))
-    entries = [e for e in entries if is_of(e, assignment, found.unread)]
+    found, entries = collected(source, assignment)
     containers = by_system(entries, lms) if lms else {}
     owners = {entry: of for entry, (_, of) in containers.items()}
     if lms and entries and not owners:
@@ -147,6 +143,23 @@ def find(
             files[-1] = replace(files[-1], time=person.handed_in)
     found.students = dict(sorted(found.students.items()))
     return found
+
+
+def find_one(source: Path, assignment: str) -> Found:
+    """Find the notebooks of one student, in a folder or zip that holds nobody else's."""
+    found, entries = collected(source, assignment)
+    handed = [Handed(e.path, e.shown, e.time, problem=e.problem) for e in entries]
+    found.students = {"": sorted(handed, key=newest)} if handed else {}
+    return found
+
+
+def collected(source: Path, assignment: str) -> tuple[Found, list[Entry]]:
+    """The notebooks of an assignment; what else there is, in `unread`."""
+    scratch = tempfile.mkdtemp(prefix="handed-in-")
+    found = Found()
+    found.close = weakref.finalize(found, shutil.rmtree, scratch, ignore_errors=True)
+    entries = Collector(Path(scratch), found.unread).collect(source)
+    return found, [entry for entry in entries if is_of(entry, assignment, found.unread)]
 
 
 def newest(handed: Handed) -> tuple[float, list[int], str]:

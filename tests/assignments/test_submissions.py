@@ -248,6 +248,7 @@ def test_every_assignment_is_told_from_the_others():
         (["out/alice/masks.ipynb", "out/bob/masks.ipynb"], ["alice", "bob"]),
         (["Uebung_1_masks_77/Lovelace_Ada_ada_1/x.ipynb"], ["Lovelace_Ada_ada_1"]),
         (["submitted/alice/masks/masks.ipynb"], ["alice"]),
+        (["masks-alice/masks.ipynb", "masks-bob/masks.ipynb"], ["alice", "bob"]),
         (["alice/masks/masks.ipynb", "alice/effects/effects.ipynb"], ["alice"]),
         (["masks/alice.ipynb", "masks/bob.ipynb", "effects/alice.ipynb"], ["alice", "bob"]),
         (["ada/draft.ipynb", "ada/final.ipynb", "bob/masks.ipynb"], ["ada", "bob"]),
