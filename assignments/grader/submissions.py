@@ -61,7 +61,7 @@ class Handed:
     """One notebook that a student handed in."""
 
     path: Path
-    shown_name: str  # its path in the folder or zip, as it is shown and as `lms` reads it
+    shown_name: str  # its path in the folder or zip, as it can be printed
     time: datetime | None  # with a time zone; None where nothing tells
     late: bool = False  # as the learning-management system says
     container: str = ""  # the folder or file by whose name that system knows the student again
@@ -90,7 +90,6 @@ class Entry:
 
     parts: tuple[str, ...]
     path: Path
-    size: int
     time: datetime
     problem: str | None = None
 
@@ -136,6 +135,13 @@ def find(
         found.students.setdefault(student, []).append(handed)
     for person in roster.people if roster else []:
         found.students.setdefault(person.id, [])
+    if lms and not roster:
+        # Who handed in something else, as a print of the notebook, has a row, too.
+        levels = {entry.parts.index(part) for entry, (part, _) in containers.items()}
+        for parts in (name.split("/") for name, _ in found.unread):
+            for level in levels & set(range(len(parts))):
+                if of := origin(lms, parts[level]):
+                    found.students.setdefault(student_id(of.student), [])
     for files in found.students.values():
         files.sort(key=newest)
     for person in roster.people if roster else []:
@@ -225,7 +231,7 @@ class Collector:
 
     def folder(self, root: Path) -> Iterator[Entry]:
         # No link is followed: it could lead out of the folder, or round in it.
-        for folder, folders, files in os.walk(root):
+        for folder, folders, files in os.walk(root, onerror=self.closed):
             at = Path(folder).relative_to(root).parts
             for name in sorted(folders):
                 path = Path(folder, name)
@@ -246,19 +252,27 @@ class Collector:
                 else:
                     yield from self.file(parts, path)
 
+    def closed(self, error: OSError) -> None:
+        self.unread.append((shown(str(error.filename)), f"cannot be opened ({error.strerror})"))
+
     def file(self, parts: tuple[str, ...], path: Path) -> Iterator[Entry]:
-        size = path.stat().st_size
         time = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
-        if parts[-1].casefold().endswith(".zip"):
-            yield from self.inner_zip(parts, path, depth=1)
+        if len(parts) > MAX_FOLDERS:
+            self.refuse(parts, f"in more than {MAX_FOLDERS} folders")
             return
         try:
+            if parts[-1].casefold().endswith(".zip"):
+                yield from self.inner_zip(parts, path, depth=1)
+                return
             with path.open("rb") as file:
                 reason = why_not(parts[-1], file)
         except OSError as error:
             reason = f"cannot be opened ({error.strerror})"
+            if parts[-1].casefold().endswith(".ipynb"):
+                yield Entry(parts, path, time, reason)
+                return
         if reason is None:
-            yield Entry(parts, path, size, time)
+            yield Entry(parts, path, time)
         else:
             self.refuse(parts, reason)
 
@@ -283,18 +297,16 @@ class Collector:
             return
         with archive:
             for info in archive.infolist():
-                inside = tuple(re.split(r"[/\\]", member_name(info)))
+                name = member_name(info).replace("\\", "/")
+                inside = tuple(part for part in name.split("/") if part not in {"", "."})
                 parts = (*prefix, *inside)
                 at = next((i for i, part in enumerate(inside) if junk(part)), None)
-                if info.is_dir():
+                if name.endswith("/"):
                     continue
-                if (
-                    len(parts) > MAX_FOLDERS
-                    or ".." in inside
-                    or "" in inside[:1]
-                    or re.match(r"[A-Za-z]:", inside[0])
-                ):
-                    self.refuse(parts, "its name leads out of the zip")
+                if ".." in inside or not inside or re.match(r"/|[A-Za-z]:", name):
+                    self.refuse(parts or (name,), "its name leads out of the zip")
+                elif len(parts) > MAX_FOLDERS:
+                    self.refuse(parts, f"in more than {MAX_FOLDERS} folders")
                 elif at is not None and at < len(inside) - 1:
                     hidden[parts[: len(prefix) + at + 1]] += 1
                 elif at is not None:
@@ -338,7 +350,7 @@ class Collector:
         elif inner:
             yield from self.inner_zip(parts, target, depth + 1)
         else:
-            yield Entry(parts, target, target.stat().st_size, time_of(info), problem)
+            yield Entry(parts, target, time_of(info), problem)
 
 
 def junk(name: str) -> bool:

@@ -172,6 +172,14 @@ def test_marking_without_names(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("lms", LMS)
+def test_who_handed_in_something_else_has_a_row(tmp_path, lms):
+    names = [DOWNLOADS[lms][0], *(n.replace(".ipynb", ".pdf") for n in DOWNLOADS[lms][1:])]
+    found = find(download(tmp_path, names), "masks", lms=lms)
+    assert list(found.students) == STUDENTS[lms]
+    assert sum(map(len, found.students.values())) == 1
+
+
 def test_a_student_who_is_off_the_list_is_not_taken_for_a_namesake(tmp_path):
     """The system's number says that this is another Ada Lovelace."""
     (tmp_path / "in").mkdir()

@@ -112,8 +112,7 @@ def test_two_names_are_two_students_or_an_error(tmp_path_factory, first, second)
     names = [first, second]
     assume(len({submissions.person_in(submissions.stem_of(n)) for n in names}) == 2)
     entries = [
-        submissions.Entry((name,), Path(str(i)), 0, datetime.now(UTC))
-        for i, name in enumerate(names)
+        submissions.Entry((name,), Path(str(i)), datetime.now(UTC)) for i, name in enumerate(names)
     ]
     found = submissions.Found()
     people = submissions.by_name(entries, "masks", None)
@@ -317,16 +316,19 @@ def test_what_a_zip_may_try(tmp_path):
         link = zipfile.ZipInfo("link.ipynb")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
+        archive.writestr("windows\\", "")
         archive.writestr("windows\\ada.ipynb", "{}")
+        archive.writestr("./eve.ipynb", "{}")
         archive.writestr("bob.ipynb", b"0" * (submissions.MAX_FILE + 1000))
         archive.writestr("cem.zip", packed({"a.zip": packed({"b.ipynb": b"{}"})}))
         archive.writestr("dora.zip", packed({"a": b"1", "b": b"2"})[:-30])
     with find(source, "masks") as found:
-        assert set(found.students) == {"windows", "bob"}
+        assert set(found.students) == {"windows", "bob", "eve"}
         # Larger than is read, and no larger than that: `reading` says so in the student's row.
         assert found.students["bob"][0].path.stat().st_size == submissions.MAX_FILE + 1
     reasons = {name[-12:]: reason for name, reason in found.unread}
-    assert sum(reason == "its name leads out of the zip" for reason in reasons.values()) == 4
+    assert sum(reason == "its name leads out of the zip" for reason in reasons.values()) == 3
+    assert sum("in more than 50 folders" in reason for reason in reasons.values()) == 1
     assert reasons["link.ipynb"] == "a link"
     assert reasons["em.zip/a.zip"] == "a zip in a zip in a zip"
     assert reasons["dora.zip"] == "a zip that cannot be opened"
