@@ -307,6 +307,8 @@ class Collector:
                     self.refuse(parts or (name,), "its name leads out of the zip")
                 elif len(parts) > MAX_FOLDERS:
                     self.refuse(parts, f"in more than {MAX_FOLDERS} folders")
+                elif max(map(len, parts)) > 255:  # which no file system has
+                    self.refuse((f"{name[:50]}…",), "its name is too long")
                 elif at is not None and at < len(inside) - 1:
                     hidden[parts[: len(prefix) + at + 1]] += 1
                 elif at is not None:

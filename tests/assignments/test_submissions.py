@@ -316,6 +316,7 @@ def test_what_a_zip_may_try(tmp_path):
         link = zipfile.ZipInfo("link.ipynb")
         link.external_attr = (stat.S_IFLNK | 0o777) << 16
         archive.writestr(link, "/etc/passwd")
+        archive.writestr("(1)" * 20_000 + ".ipynb", "{}")
         archive.writestr("windows\\", "")
         archive.writestr("windows\\ada.ipynb", "{}")
         archive.writestr("./eve.ipynb", "{}")
@@ -329,6 +330,7 @@ def test_what_a_zip_may_try(tmp_path):
     reasons = {name[-12:]: reason for name, reason in found.unread}
     assert sum(reason == "its name leads out of the zip" for reason in reasons.values()) == 3
     assert sum("in more than 50 folders" in reason for reason in reasons.values()) == 1
+    assert "its name is too long" in reasons.values()
     assert reasons["link.ipynb"] == "a link"
     assert reasons["em.zip/a.zip"] == "a zip in a zip in a zip"
     assert reasons["dora.zip"] == "a zip that cannot be opened"
@@ -511,3 +513,56 @@ def test_a_due_time_may_name_its_zone():
     assert parse_due("2026-12-01 22:59Z").astimezone(UTC).minute == 59
     with pytest.raises(ClassroomError, match="2026-12-01 23:59"):
         parse_due("next Friday")
+
+
+# --- Anything -------------------------------------------------------------------------------------
+
+PARTS = st.sampled_from(
+    ["ada", "bob", "Ada Lovelace", "masks", "masks_ada", "effects", ".git", "__MACOSX", "é",
+     "e\u0301", "Ada Lovelace_12_assignsubmission_file_", "Lovelace_Ada_ada_12", "ada_12_34_masks",
+     "..", "."]
+)  # fmt: skip
+PATHS = st.builds(
+    lambda folders, name, end: "/".join([*folders, name + end]),
+    st.lists(PARTS, max_size=3),
+    PARTS,
+    st.sampled_from([".ipynb", ".IPYNB", ".zip", ".pdf", "", ".txt", " (1).ipynb"]),
+)
+CONTENTS = st.sampled_from([b"{}", MASKS, EFFECTS, b"%PDF", b"", packed({"masks.ipynb": MASKS})])
+PEOPLE = "login,name\nada,Ada Lovelace\nbob,Bob Ek\n"
+
+
+@given(
+    st.dictionaries(PATHS, CONTENTS, max_size=6),
+    st.sampled_from([None, "canvas", "moodle", "brightspace", "ilias"]),
+    st.booleans(),
+)
+def test_of_any_zip_every_file_is_a_students_or_named(tmp_path_factory, files, lms, listed):
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "class.zip").write_bytes(packed(files))
+    roster = class_list(folder, PEOPLE) if listed else None
+    try:
+        found = find(folder / "class.zip", "masks", roster=roster, lms=lms)
+    except ClassroomError:
+        return
+    handed = [h.shown_name for files in found.students.values() for h in files]
+    told = handed + [name for name, _ in found.unread]
+    names = [submissions.shown("/".join(p for p in f.split("/") if p != ".") or f) for f in files]
+    for name in names:
+        assert any(name == t or name.startswith(f"{t}/") or t.startswith(f"{name}/") for t in told)
+    if len(set(names)) == len(names):  # not one name in both spellings
+        assert len(set(handed)) == len(handed)
+        assert not set(handed) & {name for name, _ in found.unread}
+    assert all(student_id(student) == student for student in found.students)
+    if roster:
+        assert {"ada", "bob"} <= set(found.students)
+
+
+def test_a_notebook_that_may_not_be_opened_keeps_its_students_row(tmp_path, monkeypatch):
+    def closed(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(submissions, "why_not", closed)
+    found = find(lay(tmp_path, ["ada.ipynb", "bob.pdf"]), "masks")
+    assert found.students["ada"][0].problem == "cannot be opened (Permission denied)"
+    assert found.unread == [("bob.pdf", "cannot be opened (Permission denied)")]
