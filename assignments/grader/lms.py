@@ -106,7 +106,7 @@ def marks_csv(
     Args:
         lms: One of `LMS`.
         table: Rows with `student` and `score`; a score of None or "" is left out.
-        assignment: As the system calls it, or the beginning of that.
+        assignment: As the system calls it, or words of that.
         maximum: Points that can be had.
         roster: The system's own export, by which it knows its students again. ILIAS does without.
         handed: For ILIAS without one: what names each student there, `Handed.container`.
@@ -166,7 +166,7 @@ def item(roster: Roster, assignment: str, form: str) -> str | None:
 
 def same_maximum(said: str, maximum: float, where: str) -> None:
     """Refuse to write points out of 40 where the system counts out of 100."""
-    if re.fullmatch(r"[\d.,]+", said) and float(said.replace(",", ".")) != maximum:
+    if re.fullmatch(r"\d+([.,]\d+)?", said) and float(said.replace(",", ".")) != maximum:
         raise LmsError(
             f"{where} counts out of {said} points, and the assignment has {maximum:g}. Set "
             f"{maximum:g} there, and export again."
@@ -243,26 +243,29 @@ def brightspace(
 
 
 def ilias(scores: Mapping[str, str], roster: Roster | None, handed: Mapping[str, str]) -> bytes:
-    """The status file of the plug-in; without it, a table to read the marks from."""
+    """The plug-in's status file: with the marks filled in, or made from the folders' names."""
     titles = "update usr_id login lastname firstname status mark notice comment plagiarism"
-    rows = [[*titles.split(), "plag_comment"]]
-    known = {p.id: p for p in roster.people if p.lms_id and p.login} if roster else {}
+    headings = [*titles.split(), "plag_comment"]
+    rows = [headings]
+    if roster and roster.headings == headings:
+        for person in roster.people:
+            row = list(roster.rows[person.row])
+            row[3:5] = map(no_formula, row[3:5])
+            if score := scores.get(person.id):
+                row[0], row[6] = "1", score
+            rows.append(row)
+        return written(rows, roster.delimiter, bom=roster.bom)
     for student, score in scores.items():
-        if not score:
-            continue
-        if student in known:
-            who = [known[student].lms_id, known[student].login]
-            first, _, last = known[student].name.rpartition(" ")
-        elif found := origin("ilias", handed.get(student, "")):
-            who = [found.lms_id, found.login]
-            first, _, last = found.name.rpartition(" ")
-        else:
+        found = origin("ilias", handed.get(student, ""))
+        if score and found is None:
             raise LmsError(
                 f"Nothing says who “{student}” is in ILIAS. Grade the zip that it gives out, with "
                 "--lms ilias, or give the plug-in's status.csv with --roster."
             )
-        names = [no_formula(last), no_formula(first)]
-        rows.append(["1", *who, *names, "notgraded", score, "", "", "", ""])
+        if score and found:
+            first, _, last = found.name.rpartition(" ")
+            who = [found.lms_id, found.login, no_formula(last), no_formula(first)]
+            rows.append(["1", *who, "notgraded", score, "", "", "", ""])
     return written(rows)
 
 

@@ -77,9 +77,9 @@ def plain(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """`plain`, without accents."""
+    """`plain`, without accents: these, and no sign that is a vowel in another script."""
     decomposed = unicodedata.normalize("NFKD", plain(text).translate(STROKES))
-    return "".join(c for c in decomposed if unicodedata.category(c) != "Mn")
+    return "".join(c for c in decomposed if not "\u0300" <= c <= "\u036f")
 
 
 SIMPLER: tuple[Callable[[str], str], ...] = (
@@ -199,13 +199,18 @@ class Roster:
 
     @cached_property
     def _words(self) -> list[list[set[str]]]:
-        """Words that mean a student together: the names, or a number. A user name that could be
-        somebody's first name means nobody within a longer name."""
+        """Words that mean a student together: the names, or a number as s1234567.
+
+        Within a longer name, a user name may be somebody's first name, and a short number anything.
+        """
         found = []
         for person in self.people:
             owns = [set(simplify(person.name).split()) for simplify in SIMPLER[1:]]
-            numbers = [o for o in (person.login, *person.others) if re.fullmatch(r"\w*\d{3}\w*", o)]
-            found.append([o for o in owns if len(o) > 1] + [{bare(n)} for n in numbers])
+            owns = [own for own in owns if len(own) > 1]
+            for other in (person.login, *person.others):
+                if re.fullmatch(r"[^\W\d]+\d{3,}|\d{7,}", other):
+                    owns.append({bare(other)})
+            found.append(owns)
         return found
 
 

@@ -256,15 +256,22 @@ def test_brightspace(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("listed", [True, False])
-def test_ilias(tmp_path, listed):
+def test_ilias_by_the_names_of_its_folders(tmp_path):
     found = find(download(tmp_path, DOWNLOADS["ilias"]), "masks", lms="ilias")
     handed = {student: files[-1].container for student, files in found.students.items()}
-    scores = {"ada": 27.5} if listed else {"Lovelace_Ada_ada_12": 27.5}
-    roster = export(tmp_path, "ilias") if listed else None
-    assert table(marks("ilias", scores, roster=roster, handed=handed)) == [
+    scores = {"Lovelace_Ada_ada_12": 27.5, "Okayama_Bob_bob_14": None}
+    assert table(marks("ilias", scores, handed=handed)) == [
         ILIAS.splitlines()[0].split(","),
         ["1", "12", "ada", "Lovelace", "Ada", "notgraded", "27.5", "", "", "", ""],
+    ]
+
+
+def test_ilias_gets_its_status_file_back(tmp_path):
+    text = ILIAS.replace("0,13,bob_x,Okayama,Bob,notgraded,", "0,13,bob_x,=1+1,Bob,passed,12")
+    rows = table(marks("ilias", {"ada": 27.5}, roster=export(tmp_path, "ilias", text)))
+    assert rows[1:3] == [
+        ["1", "12", "ada", "Lovelace", "Ada", "notgraded", "27.5", "", "", "", ""],
+        ["0", "13", "bob_x", "", "Bob", "passed", "12", "", "", "", ""],
     ]
 
 

@@ -438,6 +438,7 @@ def test_a_user_name_within_a_name_may_be_a_first_name(tmp_path):
     assert [p.id for p in roster.match("max_mueller_final")] == ["mm"]
     assert roster.match("max_final") == []
     assert [p.id for p in roster.match("s1234567 homework")] == ["s1234567"]
+    assert class_list(tmp_path, "number,name\n123,Lee\n").match("bob_123_35") == []
 
 
 def test_a_file_that_is_called_as_another_student_is_not_theirs(tmp_path):
@@ -453,6 +454,7 @@ def test_accents_are_let_go_only_where_one_is_meant(tmp_path):
     assert [p.id for p in roster.match("jose roy")] == ["b"]
     for name in ("anne muller", "Aenne Mueller", "ÄNNE_MÜLLER"):
         assert [p.id for p in roster.match(name)] == ["c"], name
+    assert class_list(tmp_path, "name\nहिन्दी\n").match("हन्द") == []
 
 
 def test_a_stranger_does_not_take_an_id_of_the_list(tmp_path):
