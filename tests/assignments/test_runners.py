@@ -90,6 +90,7 @@ def test_the_zip_has_what_gradescope_asks_for(tmp_path, monkeypatch):
     assert subprocess.run(("bash", "-n", RUNNERS / "gradescope" / "setup.sh")).returncode == 0
 
 
+@pytest.mark.slow
 def test_gradescope_gets_every_test_and_what_waits(tmp_path):
     files = {"my work.ipynb": b"{}", "helper.py": b"", "effects.ipynb": b"{}"}
     root = autograder(tmp_path, files)
@@ -107,6 +108,7 @@ def test_gradescope_gets_every_test_and_what_waits(tmp_path):
         assert said in shown["output"]
 
 
+@pytest.mark.slow
 def test_gradescope_without_a_notebook(tmp_path):
     root = autograder(tmp_path, {"masks.pdf": b"%PDF"})
     assert run(root).returncode == 0
@@ -115,6 +117,7 @@ def test_gradescope_without_a_notebook(tmp_path):
     assert "Not read: masks.pdf" in results(root)["output"]
 
 
+@pytest.mark.slow
 def test_an_error_of_the_grader_is_no_zero(tmp_path):
     root = autograder(tmp_path, {"masks.ipynb": b"{}"})
     main = root / "source" / "dropreg" / "assignments" / "grader" / "__main__.py"
