@@ -20,6 +20,9 @@ FALSE_ALARM = 2 * statistics.NormalDist().cdf(-5.0)
 # A mistake is named within this share of its tolerance, 3½ of 5 standard errors: further off it is
 # more likely to be another one.
 NAMED = 0.7
+# A variance of some hundred draws is skewed: its upper tail is that of a standard error as much
+# larger.
+SKEWED = 1.25
 
 
 class Mistake(AssertionError):
@@ -155,8 +158,9 @@ class Answer:
         except Mistake:
             raise
         except Exception as error:
-            where, kind = unwritten(error), type(error).__name__
-            raise stopped(self.name, kind, str(error), where) from (None if where else error)
+            where = unwritten(error)
+            mistake = stopped(self.name, type(error).__name__, str(error), where)
+            raise mistake from (None if where else error)
 
     def numbers(self, *args: Any, shape: tuple[int, ...]) -> Tensor:
         """Call the student's function where numbers of a known shape are expected.
@@ -369,7 +373,7 @@ def as_numbers(what: str, value: Any, shape: tuple[int, ...] | None = None) -> T
     if shape == () and numbers.numel() == 1:
         return numbers.reshape(())
     if shape is not None and numbers.shape != shape:
-        asked = "a single number is expected" if shape == () else "the shape is another one"
+        asked = "one number is expected" if shape == () else "the shape is another one"
         raise Mistake(
             f"{what}: {asked}.",
             f"(The shape is {tuple(numbers.shape)}, but the shape should be {shape}.)",

@@ -8,11 +8,9 @@ import math
 import torch
 from torch import Tensor
 
-from dropreg.book.checks.core import Answer, Mistake, Numbers, check, expect, rounds
+from dropreg.book.checks.core import SKEWED, Answer, Mistake, Numbers, check, expect, rounds
 
 NOT_SCALED = "kept entries must be divided by 1-q, or the mean shrinks."
-# A variance of some hundred draws is skewed: its upper tail is that of a larger standard error.
-SKEWED = 1.25
 
 
 @rounds(2)
@@ -61,7 +59,10 @@ def values(dropout: Answer, n: Numbers) -> None:
     )
     again = dropout.numbers(h, q, True, shape=(rows, columns)) == 0
     for other, message in (
-        (again, "two calls do not drop independently of each other: is a seed set in the function?"),
+        (
+            again,
+            "two calls do not drop independently. Is a seed set in the function?",
+        ),
         (dropped.roll(1, 0), "the masks of neighbouring rows are not independent."),
         (dropped.roll(1, 1), "the masks of neighbouring columns are not independent."),
     ):

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 
-
 def each(result: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Change all numbers of a result and keep its form; text becomes what fits most often."""
     if isinstance(result, Tensor):
