@@ -132,13 +132,19 @@ class Answer:
         Returns:
             The wrapped function.
         """
+        name = getattr(function, "__name__", "the function")
 
         def call(seed: int, args: tuple[Any, ...]) -> Any:
             with torch.random.fork_rng(devices=()):
                 torch.manual_seed(seed)
-                return function(*handed_over(args))
+                try:
+                    return function(*handed_over(args))
+                except NotImplementedError as error:
+                    if (where := unwritten(error)) is None:
+                        raise
+                    raise stopped(name, "NotImplementedError", "", where) from None
 
-        return cls(getattr(function, "__name__", "the function"), call)
+        return cls(name, call)
 
     def __call__(self, *args: Any) -> Any:
         """Call the student's function.
@@ -158,7 +164,8 @@ class Answer:
         except Mistake:
             raise
         except Exception as error:
-            where = unwritten(error)
+            bare = isinstance(error, NotImplementedError) and not error.args
+            where = self.name if bare else None
             mistake = stopped(self.name, type(error).__name__, str(error), where)
             raise mistake from (None if where else error)
 
