@@ -166,7 +166,8 @@ class Answer:
         except Exception as error:
             bare = isinstance(error, NotImplementedError) and not error.args
             where = self.name if bare else None
-            mistake = stopped(self.name, type(error).__name__, str(error), where)
+            text = f"{error}{_inside(error, self.name)}"
+            mistake = stopped(self.name, type(error).__name__, text, where)
             raise mistake from (None if where else error)
 
     def numbers(self, *args: Any, shape: tuple[int, ...]) -> Tensor:
@@ -210,6 +211,19 @@ def unwritten(error: BaseException) -> str | None:
     while trace.tb_next is not None:
         trace = trace.tb_next
     return trace.tb_frame.f_code.co_name
+
+
+def _inside(error: BaseException, name: str) -> str:
+    """Say in which function of the notebook or of this package an error arose, if in another."""
+    found, trace = name, error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        module = str(frame.f_globals.get("__name__"))
+        if module in ("__main__", "notebook") or (
+            module.startswith("dropreg.") and module != __name__
+        ):
+            found = frame.f_code.co_name
+    return "" if found == name else f", in `{found}`, which it calls"
 
 
 def stopped(name: str, kind: str, text: str, where: str | None) -> Mistake:

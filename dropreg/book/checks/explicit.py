@@ -479,7 +479,11 @@ def estimate_mean(estimate: Answer, probe: Answer, n: Numbers) -> None:
         if (values == values[0]).all():
             raise Mistake("estimate: all estimates are equal. Draw a new noise for each.")
     # That it is their mean already is judged by the scatter.
-    own = own_probe(probe, weights, x, q)
+    expect_mean(values, own_probe(probe, weights, x, q))
+
+
+def expect_mean(values: Tensor, own: list[Probe]) -> None:
+    """Compare the mean of estimates with that of the right probe, or of the student's mistake."""
     right, judged = own[0], own[-1]
     both_layers = right.b[:, :2, 2:].diagonal(dim1=1, dim2=2).sum(1).mean()
     expect(
@@ -503,13 +507,16 @@ def estimate_spread(estimate: Answer, probe: Answer, n: Numbers) -> None:
     values = as_numbers("estimate", estimate(weights, x, q, DRAWS), shape=(DRAWS,))
     if (values == values[0]).all():
         raise Mistake("estimate: all estimates are equal. Draw a new noise for each.")
-    judged = own_probe(probe, weights, x, q)[-1]
-    variance, _, fourth = judged.cumulants()
+    own = own_probe(probe, weights, x, q)
+    variance, _, fourth = own[-1].cumulants()
 
     def deviation(examples: int) -> float:
         """The standard error of the variance if so many examples share each noise."""
         return SKEWED * ((fourth * examples**3 + 2 * (variance * examples) ** 2) / DRAWS) ** 0.5
 
+    shared = (values.var() - ROWS * variance).abs() < 2 * deviation(ROWS)
+    if not shared:
+        expect_mean(values, own)
     expect(
         f"the variance of {DRAWS} estimates",
         values.var(),

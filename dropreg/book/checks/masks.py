@@ -276,10 +276,11 @@ def spread(dropout_k_loss: Answer, n: Numbers) -> None:
     common = losses.mean(1)  # of a mask that all rows share
     of_common = (chance @ (common - chance @ common).square()).item() / k
     _, of_keeping, fourth_of_keeping = _exact(w, x, y, 1 - q)
+    _, not_scaled, fourth_not_scaled = _exact((1 - q) * w, x, y, q)
 
-    def deviation(masks: int) -> float:
+    def deviation(masks: int, variance: float = truth, cumulant: float = fourth) -> float:
         """The standard error of the variance of the mean of so many masks' losses."""
-        fourth_moment = fourth / masks**3 + 2 * (truth / masks) ** 2
+        fourth_moment = cumulant / masks**3 + 2 * (variance / masks) ** 2
         return SKEWED * math.sqrt(fourth_moment / draws)
 
     expect(
@@ -303,8 +304,9 @@ def spread(dropout_k_loss: Answer, n: Numbers) -> None:
             ),
             "q is the probability of a zero, not of being kept.": (
                 of_keeping / k,
-                SKEWED * math.sqrt((fourth_of_keeping / k**3 + 2 * (of_keeping / k) ** 2) / draws),
+                deviation(k, of_keeping, fourth_of_keeping),
             ),
+            NOT_SCALED: (not_scaled / k, deviation(k, not_scaled, fourth_not_scaled)),
             "nothing is random in it.": (0.0, None),
         },
     )

@@ -1,6 +1,7 @@
 """What every check is made of: comparisons, messages, and what a student's function may do."""
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -46,6 +47,17 @@ class TestMistake:
         mistake = failing(body, 0.321)
         assert "q is 0.321" in str(mistake)
         assert mistake.public == "`f` stopped with an error: ValueError."
+
+    def test_it_is_said_in_which_given_function_an_error_arose(self):
+        from dropreg.book.data import load_corpus
+
+        def f():
+            return load_corpus("no such text")
+
+        with pytest.raises(Mistake) as caught:
+            Answer.local(f)()
+        assert re.search(r"in `\w+`, which it calls", str(caught.value))
+        assert "which it calls" not in caught.value.public
 
     def test_the_name_of_an_own_error_is_not_public(self):
         def body(q):
