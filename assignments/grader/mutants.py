@@ -367,15 +367,13 @@ def key(row: dict[str, Any]) -> tuple[int, str, str]:
 
 
 def keep_judgements(old: Record, new: Record) -> None:
-    """Take over what people said of mutants that survive still."""
-    for name, assignment in new["assignments"].items():
-        before = old["assignments"].get(name, {"functions": {}})["functions"]
-        for function, found in assignment["functions"].items():
-            rows = before.get(function, {"mutants": []})["mutants"]
-            known = {key(row): row for row in rows if "judged" in row}
-            for row in found["mutants"]:
-                if "judged" in row and key(row) in known:
-                    row |= {field: known[key(row)][field] for field in ("judged", "why")}
+    """Take over what people said of the mutants of an assignment that survive still."""
+    for function, found in new["functions"].items():
+        rows = old["functions"].get(function, {"mutants": []})["mutants"]
+        known = {key(row): row for row in rows if "judged" in row}
+        for row in found["mutants"]:
+            if "judged" in row and key(row) in known:
+                row |= {field: known[key(row)][field] for field in ("judged", "why")}
 
 
 def written(record: Record) -> str:
@@ -565,21 +563,17 @@ def main() -> None:
     if unknown := set(options.names) - set(assignments()):
         parser.error(f"there is no assignment {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
-    old: Record = {"assignments": {}}
+    record: Record = {"assignments": {}}
     if RECORD.exists():
-        old = json.loads(RECORD.read_text("utf-8"))
-    new: Record = {"assignments": {}}
-    for name in assignments():
-        if options.names and name not in options.names:
-            if name not in old["assignments"]:
-                parser.error(f"{name} was never tried: name it, too")
-            new["assignments"][name] = old["assignments"][name]
-            continue
+        record = json.loads(RECORD.read_text("utf-8"))
+    for name in options.names or assignments():
         print(f"==> {name}", flush=True)
-        new["assignments"][name] = try_assignment(name, options.jobs)
-    keep_judgements(old, new)
-    RECORD.write_text(written(new), "utf-8")
-    (ROOT / f"{PAGE}.md").write_text(page(new), "utf-8")
+        found = try_assignment(name, options.jobs)
+        if name in record["assignments"]:
+            keep_judgements(record["assignments"][name], found)
+        record["assignments"] = dict(sorted({**record["assignments"], name: found}.items()))
+        RECORD.write_text(written(record), "utf-8")
+        (ROOT / f"{PAGE}.md").write_text(page(record), "utf-8")
     print(f"==> {RECORD.relative_to(ROOT)}, {PAGE}.md")
 
 
