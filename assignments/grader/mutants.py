@@ -3,10 +3,10 @@
     .venv/bin/python -m assignments.grader.mutants
 
 changes the reference solutions by the operators of `operators.py`, runs the tests that can tell on
-each mutant, records what they said in assignments/mutants.json, and writes the page of it. There,
-`judged` and `why` of a mutant that no test noticed are people's: write them into the record by
-hand; they are kept as long as the mutant survives. With names of assignments only these are run
-again.
+each mutant, records what they said in assignments/mutants.json, and writes two pages of it: one for
+the book, and one that shows lines of solutions, assignments/mutants.md. In the record `judged` and
+`why` of a mutant that no test noticed are people's: write them by hand; they are kept as long as
+the mutant survives. With names of assignments only these are run again; `--pages` runs nothing.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import inspect
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -27,7 +28,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
@@ -411,7 +412,7 @@ killed meet a message that says what is wrong.
 *What the score is not.* It is no probability that a student's mistake is found: students do not
 draw their mistakes from this list, and whole misunderstandings are tried by the wrong solutions in
 `tests/assignments/wrong/`. Many a mutant survives because it is right, or as good; these count as
-survivors all the same, and the list at the end says of each what we make of it. A mutant that stops
+survivors all the same, and the table at the end says what we make of them. A mutant that stops
 with an error is killed without any merit of the check, so errors have a column of their own. And
 that a message names a mistake does not say that it names the right one.
 """
@@ -423,9 +424,18 @@ GB. First run the function's own tests; those of functions that use it only if i
 nothing. Two changes that give the same text are one mutant; none is left out by hand.
 """
 JUDGED = """\
-Each with its line in the function and what people make of it: *equivalent* (no input could show a
-difference), *accepted* (it is another right answer, or no mistake that we mark), or *to close*.
-`=` marks those that gave the solution's results in every call.
+People have looked at each survivor: it is *equivalent* (no input could show a difference),
+*accepted* (another right answer, or no mistake that we mark), or *to close*, a hole in a check.
+Their lines would give solutions away; they stand beside these, in `assignments/mutants.md`.
+"""
+SURVIVORS = """\
+# Mutants that no test notices
+
+Made from `mutants.json` by `python -m assignments.grader.mutants`, and not for students. Each line
+of a solution (the `def` is line 1, and ¶ stands between two lines), what it may become unnoticed,
+and what people make of that: *equivalent* (no input could show a difference), *accepted* (another
+right answer, or no mistake that we mark), or *to close*. `=` marks those that gave the solution's
+results in every call.
 """
 
 
@@ -478,8 +488,20 @@ def page(record: Record) -> str:
         "",
         *(f"- *{kind}*: {meaning}" for kind, meaning in KINDS.items()),
         "",
+        "A check that compares in a way of its own (those of `train` and `verdict`) has *said* it",
+        "also where it only says that the result is not the right one.",
+        "",
         *table(
-            ("assignment", "there are", "tried", "killed", "", "survive", "of these =", *KINDS),
+            (
+                "assignment",
+                "there are",
+                "tried",
+                "killed",
+                "share",
+                "survive",
+                "of these =",
+                *KINDS,
+            ),
             (assignment_line(name, assignment) for name, assignment in everything.items()),
         ),
         "## Checks",
@@ -500,19 +522,33 @@ def page(record: Record) -> str:
         "## Changes",
         "",
         *table(
-            ("change", "tried", "killed", "", "told what"),
+            ("change", "tried", "killed", "share", "told what is wrong"),
             (operator_line(operator, rows) for operator in OPERATORS),
         ),
         "## Survivors",
         "",
         JUDGED,
     ]
-    for name, assignment in everything.items():
-        lines += [f"### {name}", ""]
-        for function, found in assignment["functions"].items():
-            left = [row for row in found["mutants"] if not row["tests"]]
-            lines += [f"`{function}`", "", *map(survivor_line, left), ""] if left else []
+    lines += table(
+        ("function", "survive", "of these =", *JUDGEMENTS),
+        (
+            function_line(function, found["mutants"])
+            for assignment in everything.values()
+            for function, found in assignment["functions"].items()
+        ),
+    )
     lines += ["## How this page was made", "", *map(made_line, everything.values())]
+    return "\n".join(lines) + "\n"
+
+
+def survivors(record: Record) -> str:
+    """The survivors, in Markdown, with lines of the solutions."""
+    lines = [SURVIVORS]
+    for name, assignment in record["assignments"].items():
+        lines += [f"## {name}", ""]
+        for function, found in assignment["functions"].items():
+            left = list(survivor_lines(found["mutants"]))
+            lines += [f"### {function}", "", *left] if left else []
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -523,6 +559,13 @@ def assignment_line(name: str, assignment: dict[str, Any]) -> list[Any]:
     killed = len(rows) - len(alive)
     counts = [there_are, len(rows), killed, percent(killed, len(rows)), len(alive)]
     return [name, *counts, sum(row["same"] for row in alive), *kinds(map(best, rows))]
+
+
+def function_line(function: str, rows: list[dict[str, Any]]) -> list[Any]:
+    alive = [row for row in rows if not row["tests"]]
+    judged = collections.Counter(row["judged"] for row in alive)
+    counts = [judged[verdict] for verdict in JUDGEMENTS]
+    return [f"`{function}`", len(alive), sum(row["same"] for row in alive), *counts]
 
 
 def made_line(assignment: dict[str, Any]) -> str:
@@ -549,16 +592,29 @@ def operator_line(operator: Operator, rows: list[dict[str, Any]]) -> list[Any]:
     return [what, len(its), len(killed), percent(len(killed), len(its)), len(told)]
 
 
-def survivor_line(row: dict[str, Any]) -> str:
-    why = f"{row['judged']}: {row['why']}" if row["why"] else row["judged"]
-    mark = " `=`" if row["same"] else ""
-    return f"- {row['line']}: `{row['old'] or ' '}` → `{row['new'] or ' '}`{mark}. *{why}*"
+def survivor_lines(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """A line of the function, and what it may become unnoticed."""
+    alive = sorted((row for row in rows if not row["tests"]), key=lambda row: row["line"])
+    for (line, old), group in itertools.groupby(alive, lambda row: (row["line"], row["old"])):
+        yield from (f"Line {line}, `{old or ' '}`:", "")
+        for row in group:
+            why = f"{row['judged']}: {row['why']}" if row["why"] else row["judged"]
+            yield f"- `{row['new'] or ' '}`{' `=`' if row['same'] else ''} *{why}*"
+        yield ""
+
+
+def write(record: Record) -> None:
+    """Write the record and both pages of it."""
+    RECORD.write_text(written(record), "utf-8")
+    RECORD.with_suffix(".md").write_text(survivors(record), "utf-8")
+    (ROOT / f"{PAGE}.md").write_text(page(record), "utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the mutation score.")
     parser.add_argument("names", nargs="*", help="assignments, all if none is named")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
+    parser.add_argument("--pages", action="store_true", help="write the pages of the record only")
     options = parser.parse_args()
     if unknown := set(options.names) - set(assignments()):
         parser.error(f"there is no assignment {', '.join(sorted(unknown))}")
@@ -566,15 +622,14 @@ def main() -> None:
     record: Record = {"assignments": {}}
     if RECORD.exists():
         record = json.loads(RECORD.read_text("utf-8"))
-    for name in options.names or assignments():
+    for name in [] if options.pages else options.names or assignments():
         print(f"==> {name}", flush=True)
         found = try_assignment(name, options.jobs)
         if name in record["assignments"]:
             keep_judgements(record["assignments"][name], found)
         record["assignments"] = dict(sorted({**record["assignments"], name: found}.items()))
-        RECORD.write_text(written(record), "utf-8")
-        (ROOT / f"{PAGE}.md").write_text(page(record), "utf-8")
-    print(f"==> {RECORD.relative_to(ROOT)}, {PAGE}.md")
+        write(record)  # after each, as they take their time
+    write(record)
 
 
 if __name__ == "__main__":
