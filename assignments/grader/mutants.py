@@ -532,8 +532,8 @@ def page(record: Record) -> str:
     lines += table(
         ("function", "survive", "of these =", *JUDGEMENTS),
         (
-            function_line(function, found["mutants"])
-            for assignment in everything.values()
+            function_line(f"{name}: `{function}`", found["mutants"])
+            for name, assignment in everything.items()
             for function, found in assignment["functions"].items()
         ),
     )
@@ -561,11 +561,11 @@ def assignment_line(name: str, assignment: dict[str, Any]) -> list[Any]:
     return [name, *counts, sum(row["same"] for row in alive), *kinds(map(best, rows))]
 
 
-def function_line(function: str, rows: list[dict[str, Any]]) -> list[Any]:
+def function_line(which: str, rows: list[dict[str, Any]]) -> list[Any]:
     alive = [row for row in rows if not row["tests"]]
     judged = collections.Counter(row["judged"] for row in alive)
     counts = [judged[verdict] for verdict in JUDGEMENTS]
-    return [f"`{function}`", len(alive), sum(row["same"] for row in alive), *counts]
+    return [which, len(alive), sum(row["same"] for row in alive), *counts]
 
 
 def made_line(assignment: dict[str, Any]) -> str:
