@@ -1,5 +1,5 @@
 """The command: ``python -m assignments.grader``."""
 
-from assignments.grader.classroom import main
+from assignments.grader.commands import main
 
 main()

@@ -5,177 +5,66 @@ but JSON and the bytes of tensors crosses, in either direction. What the student
 to standard error. `sandbox.py` starts it, and does not trust it.
 """
 
-import ast
-import json
+import ctypes
+import importlib
 import os
-import re
 import resource
 import signal
 import sys
-import time
+import traceback
 import types
-from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from dropreg.book.checks import Fixture
-
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float64, torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool)
-}
-# What is shown of a student's error or text.
-SHOWN = 300
-# A tensor's bytes, and the text that says what they are, may be this long.
-MAX_BYTES, MAX_HEADER = 1 << 26, 1 << 20
+from assignments.grader.definitions import SHOWN, Notebook, define, explained, find
+from assignments.grader.uses import suspicious
+from assignments.grader.wire import decode, encode
 
 
-def encode(value: Any) -> bytes:
-    """Write a number, text, tensor, fixture, or list or dict of these as bytes."""
-    blobs: list[bytes] = []
+@dataclass
+class Wanted:
+    """A fixture that is to be built."""
 
-    def tree(value: Any) -> Any:
-        if value is None or isinstance(value, bool | int | float | str):
-            return value
-        if isinstance(value, list | tuple):
-            kind = "list" if isinstance(value, list) else "tuple"
-            return {kind: [tree(item) for item in value]}
-        if isinstance(value, dict):
-            return {"dict": [[tree(key), tree(item)] for key, item in value.items()]}
-        if isinstance(value, Fixture):
-            return {"fixture": value.name, "args": list(value.args)}
-        if type(value).__module__ == "numpy":
-            return tree(torch.as_tensor(value))
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(f"a number, text or tensor is expected, not {type(value).__name__}")
-        flat = value.detach().to("cpu").contiguous()
-        if (name := str(flat.dtype).removeprefix("torch.")) not in DTYPES:
-            flat, name = flat.to(torch.float64), "float64"
-        blobs.append(flat.reshape(-1).view(torch.uint8).numpy().tobytes())
-        return {"tensor": list(flat.shape), "dtype": name, "bytes": len(blobs[-1])}
-
-    header = json.dumps(tree(value)).encode()
-    body = b"".join(blobs)
-    if len(header) > MAX_HEADER or len(body) > MAX_BYTES:
-        raise ValueError("too much data for one call")
-    return len(header).to_bytes(8, "big") + len(body).to_bytes(8, "big") + header + body
+    name: str
+    args: tuple[Any, ...]
 
 
-def decode(header: bytes, body: bytes) -> Any:
-    """Read what `encode` wrote; a ValueError if it did not write this."""
-    position = 0
+def where(error: BaseException, notebook: Notebook) -> str:
+    """Which line of the notebook an error comes from, and whose it is."""
+    steps = []
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        name = frame.f_code.co_filename
+        if name.startswith("<cell ") and name[6:-1].isdecimal():
+            source = notebook.cells[int(name[6:-1])]
+            text = [*source.splitlines(), *[""] * line][line - 1].strip()[:80]
+            steps.append((source in notebook.given, frame.f_code.co_name, line, text))
+    if not steps:
+        return ""
+    is_given, function, line, text = steps[-1]
+    if not is_given:
+        return f" (line {line} of its cell: `{text}`)"
+    calls = next((step for step in reversed(steps) if not step[0]), None)
+    shown = f" (raised in `{function}`, which is given: `{text}`"
+    return (
+        f"{shown}; called by line {calls[2]} of your cell: `{calls[3]}`)" if calls else shown + ")"
+    )
 
-    def value(node: Any) -> Any:
-        nonlocal position
-        if not isinstance(node, dict):
-            if isinstance(node, list):
-                raise ValueError("a list without its name")
-            return node
-        if "tensor" in node:
-            shape, dtype, size = node["tensor"], DTYPES[node["dtype"]], node["bytes"]
-            data = bytearray(body[position : position + size])
-            position += size
-            raw = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0)
-            if dtype is torch.bool:  # any other byte than 0 and 1 would be no bool
-                raw = (raw != 0).to(torch.uint8)
-            return raw.to(torch.uint8).view(dtype).reshape(shape)
-        if "fixture" in node:
-            return Fixture(node["fixture"], tuple(node["args"]))
-        if "dict" in node:
-            return {value(key): value(item) for key, item in node["dict"]}
-        if "tuple" in node:
-            return tuple(value(item) for item in node["tuple"])
-        return [value(item) for item in node["list"]]
 
+def described(error: BaseException, notebook: Notebook) -> str:
+    """An error in words, whatever its class makes of them."""
     try:
-        return value(json.loads(header))
-    except (KeyError, TypeError, OverflowError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"not a message: {error}") from error
-
-
-def is_stub(node: ast.stmt) -> bool:
-    """Whether a function does nothing but say that it is not written."""
-    body = node.body if isinstance(node, ast.FunctionDef) else []
-    last = body[-1] if body else None
-    raised = last.exc if isinstance(last, ast.Raise) else None
-    name = raised.func if isinstance(raised, ast.Call) else raised
-    only = len(body) == 1 or (len(body) == 2 and isinstance(body[0], ast.Expr))
-    return only and isinstance(name, ast.Name) and name.id == "NotImplementedError"
-
-
-def statements(source: str) -> Iterator[ast.stmt]:
-    """Yield what a cell defines: imports, functions, classes, values. Not what it does."""
-    # Lines for the notebook, not for Python.
-    plain = re.sub(r"^([ \t]*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
-    kinds = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    return (node for node in ast.parse(plain).body if isinstance(node, kinds))
-
-
-class TooLongError(Exception):
-    """A definition takes longer than it may."""
-
-
-def define(cells: Sequence[str], seconds: float) -> tuple[dict[str, Any], list[str]]:
-    """Run the definitions of all cells in their order; return the names and the errors.
-
-    One that fails or takes too long is left out: it may be a cell that nothing needs. All together
-    may take six times as long as one. A function that is not written yet does not replace one that
-    is.
-    """
-
-    def stop(*_: object) -> None:
-        raise TooLongError(f"took longer than {seconds:.0f} s")
-
-    # Time of the processor, as the machine may be busy; and six times that for sleepers.
-    timers = ((signal.ITIMER_PROF, seconds), (signal.ITIMER_REAL, 6 * seconds))
-    for kind in (signal.SIGPROF, signal.SIGALRM):
-        signal.signal(kind, stop)
-    module = types.ModuleType("notebook")
-    sys.modules["notebook"] = module  # dataclasses look their module up
-    names: dict[str, Any] = vars(module)
-    errors: list[str] = []
-    begin_cpu, begin = time.process_time(), time.monotonic()
-    for number, source in enumerate(cells):
-        try:
-            parsed = list(statements(source))
-        except (SyntaxError, ValueError, RecursionError) as error:
-            errors.append(f"cell {number}: {type(error).__name__}: {error}"[:SHOWN])
-            continue
-        for node in parsed:
-            if is_stub(node) and isinstance(node, ast.FunctionDef) and node.name in names:
-                continue
-            spent = max(time.process_time() - begin_cpu, (time.monotonic() - begin) / 2)
-            if spent > 6 * seconds:
-                errors.append(f"cell {number} and what follows: no time was left to define it")
-                return names, errors
-            for timer, limit in timers:
-                signal.setitimer(timer, limit)
-            try:
-                code = compile(ast.Module([node], []), f"<cell {number}>", "exec")
-                exec(code, names)
-            except BaseException as error:
-                errors.append(f"cell {number}: {type(error).__name__}: {error}"[:SHOWN])
-            finally:
-                for timer, _ in timers:
-                    signal.setitimer(timer, 0)
-    return names, errors
-
-
-def find(name: str, cell: str, names: dict[str, Any]) -> Callable[..., Any] | None:
-    """Return the function of that name; if there is none, the only one that its cell defines."""
-    found = names.get(name)
-    if found is None and cell:
-        try:
-            defined = [n.name for n in statements(cell) if isinstance(n, ast.FunctionDef)]
-        except SyntaxError:
-            defined = []
-        found = names.get(defined[0]) if len(defined) == 1 else None
-    return found if callable(found) else None
+        why = notebook.failed.get(error.name or "", "") if isinstance(error, NameError) else ""
+        return explained(error) + (f"; its definition failed: {why}" if why else "")
+    except Exception:
+        return type(error).__name__
 
 
 def main() -> None:
     """Serve until standard input ends."""
+    # With the grader, though it be killed: bubblewrap sees to that, and is not always there.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
@@ -186,30 +75,57 @@ def main() -> None:
         if len(sizes) < 16:
             sys.exit()
         header = requests.read(int.from_bytes(sizes[:8], "big"))
-        return decode(header, requests.read(int.from_bytes(sizes[8:], "big")))
+        body = requests.read(int.from_bytes(sizes[8:], "big"))
+        return decode(header, body, text=str, fixture=Wanted)
 
-    def send(value: Any) -> None:
-        replies.write(encode(value))
+    def send(reply: bytes) -> None:
+        replies.write(reply)
         replies.flush()
 
     start = receive()
     for kind, limit in start["limits"].items():
         resource.setrlimit(getattr(resource, kind), (limit, limit))
-    names, errors = define(start["cells"], start["seconds"])
-    functions = {name: find(name, cell, names) for name, cell in start["functions"].items()}
-    send({"found": [n for n, f in functions.items() if f is not None], "errors": errors[:20]})
+    notebook = Notebook(start["cells"], start["functions"], start["given"])
+    # Before anything of the student's runs, which could say something else.
+    uses = suspicious(notebook, start["allowed"], start["write_yourself"])
+    send(encode({"uses": uses}))
+    receive()
+    module = sys.modules["__main__"] = types.ModuleType("__main__")
+    names, errors = define(notebook, start["seconds"], module)
+    functions = {name: find(name, notebook, names) for name in notebook.answers}
+    send(
+        encode(
+            {
+                "found": [name for name, function in functions.items() if function is not None],
+                "unread": {n: notebook.unread.get(c, "") for n, c in notebook.answers.items()},
+                "errors": errors[:20],
+            }
+        )
+    )
     while True:
         name, seed, args = receive()
         function = functions[name]
         assert function is not None
         torch.manual_seed(seed)
+        building = ""
         try:
-            built = [arg.build() if isinstance(arg, Fixture) else arg for arg in args]
+            built = []
+            for arg in args:
+                if isinstance(arg, Wanted):
+                    building = arg.name
+                    fixtures = importlib.import_module("dropreg.book.checks.fixtures")
+                    arg = getattr(fixtures, arg.name)(*arg.args)
+                built.append(arg)
+            building = ""
             reply = encode({"value": function(*built)})
         except BaseException as error:
-            reply = encode({"error": type(error).__name__, "message": str(error)[:SHOWN]})
-        replies.write(reply)
-        replies.flush()
+            kind = type(error).__name__[:SHOWN]
+            found = {"error": kind, "message": described(error, notebook), "building": building}
+            found["where"] = where(error, notebook)
+            if isinstance(error, NotImplementedError) and not error.args:
+                found["unwritten"] = traceback.extract_tb(error.__traceback__)[-1].name
+            reply = encode(found)
+        send(reply)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The grading core on every assignment: solution, untouched version, and each declared mistake.
 
-All in this process, without the sandbox; test_classroom.py runs the whole way.
+All in this process, without the sandbox; test_marking.py runs the whole way.
 """
 
 import importlib

@@ -12,7 +12,19 @@ from dropreg.book.checks.core import (
     Numbers,
     check,
     expect,
-    standard_error,
+    rounds,
+    stopped,
+    unwritten,
 )
 
-__all__ = ["Answer", "Fixture", "Mistake", "Numbers", "check", "expect", "standard_error"]
+__all__ = [
+    "Answer",
+    "Fixture",
+    "Mistake",
+    "Numbers",
+    "check",
+    "expect",
+    "rounds",
+    "stopped",
+    "unwritten",
+]

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dropreg.book.checks.core import Answer, Fixture, Mistake, Numbers, check, expect
+from dropreg.book.checks.core import SKEWED, Answer, Fixture, Mistake, Numbers, expect, rounds
 from dropreg.book.checks.fixtures import TINY_Q, tiny_network
 from dropreg.book.statistics import student
+
+EQUAL = "all gradients are equal: each needs a forward pass with a mask of its own."
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,21 @@ class Exact:
         clean: The loss without noise.
         mean: The expected loss.
         deviation: The standard deviation of the loss.
+        fourth: The fourth moment of the loss around its mean.
         clean_gradient: The gradient without noise, (parameters,).
         gradient: The expected gradient.
         covariance: The covariance of the gradient.
+        fourth_length: The mean of the fourth power of the length of its noise.
     """
 
     clean: float
     mean: float
     deviation: float
+    fourth: float
     clean_gradient: Tensor
     gradient: Tensor
     covariance: Tensor
+    fourth_length: float
 
 
 @functools.cache
@@ -59,9 +65,11 @@ def _exact(seed: int, x: tuple[float, ...], y: int) -> Exact:
         clean,
         mean.item(),
         (chance @ (losses - mean).square()).sqrt().item(),
+        (chance @ (losses - mean) ** 4).item(),
         clean_gradient,
         gradient,
         centred.T @ (chance[:, None] * centred),
+        (chance @ centred.square().sum(1).square()).item(),
     )
 
 
@@ -76,7 +84,7 @@ def _problem(n: Numbers) -> tuple[tuple[Fixture, Tensor, Tensor], Exact]:
     return (Fixture("tiny_network", (seed,)), x, torch.tensor([y])), exact
 
 
-@check
+@rounds(2)
 def explicit(explicit_effect: Answer, n: Numbers) -> None:
     """The explicit effect is the expected loss minus the clean one."""
     problem, exact = _problem(n)
@@ -98,51 +106,60 @@ def explicit(explicit_effect: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def explicit_error(explicit_effect: Answer, n: Numbers) -> None:
     """The error of the explicit effect is that of a mean."""
     problem, exact = _problem(n)
     draws = 1000
     got = explicit_effect.numbers(*problem, draws, shape=(2,))[1]
-    if got == 0:
+    truth = exact.deviation / math.sqrt(draws)
+    if got.abs() < 1e-9 * truth:
         raise Mistake(
             "the standard error is zero: the losses do not differ. Is dropout switched on?"
         )
-    # The relative error of a standard deviation depends on the fourth moment: leave a fifth.
+    # That of a variance, relative to it; a standard deviation has half of it.
+    relative = math.sqrt((exact.fourth / exact.deviation**4 - 1) / draws)
+
+    def near(value: float, power: int = 1) -> tuple[float, float]:
+        """A value that holds a power of the standard deviation, and its standard error."""
+        return value, SKEWED * value * power * relative / 2
+
     expect(
-        "the logarithm of the standard error",
-        got.abs().log(),
-        math.log(exact.deviation / math.sqrt(draws)),
-        error=0.04,
-        rounding=0.0,
+        f"the standard error from {draws} masks",
+        got,
+        truth,
+        error=near(truth)[1],
         mistakes={
-            "this is the spread of single losses; their mean has one smaller by √n.": math.log(
+            "this is the spread of single losses; their mean has one smaller by √n.": near(
                 exact.deviation
             ),
-            "it falls as √n, not as n.": math.log(exact.deviation / draws),
-            "this is a variance; take its root.": math.log(exact.deviation**2 / draws),
+            "it falls as √n, not as n.": near(exact.deviation / draws),
+            "this is a variance; take its root.": near(exact.deviation**2 / draws, 2),
         },
     )
 
 
-@check
+@rounds(2)
 def gradient_mean(gradient_draws: Answer, n: Numbers) -> None:
     """The draws have the expected gradient as their mean."""
     problem, exact = _problem(n)
     draws, size = 600, len(exact.gradient)
     got = gradient_draws.numbers(*problem, draws, shape=(draws, size))
-    if got[-50:].mean(0).norm() > 6 * got[:50].mean(0).norm():
-        raise Mistake(
-            "later gradients are much longer: they pile up in .grad. Set it to None before each "
-            "backward pass, or use torch.autograd.grad."
-        )
+    if (got == got[0]).all() and not torch.allclose(got[0], exact.clean_gradient, rtol=1e-3):
+        raise Mistake(EQUAL)
+    variances = exact.covariance.diag()
     expect(
         f"the mean of {draws} gradients",
         got.mean(0),
         exact.gradient,
-        error=(exact.covariance.diag() / draws).sqrt(),
+        error=(variances / draws).sqrt(),
         rounding=1e-3,
         mistakes={
+            "gradients pile up in .grad: each is the sum of all before it. Set .grad to None "
+            "before each backward pass, or use torch.autograd.grad.": (
+                exact.gradient * (draws + 1) / 2,
+                (variances * draws / 3).sqrt(),
+            ),
             "this is the gradient without noise: switch dropout on with model.train().": (
                 exact.clean_gradient
             ),
@@ -150,25 +167,27 @@ def gradient_mean(gradient_draws: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def gradient_spread(gradient_draws: Answer, n: Numbers) -> None:
     """The draws have dropout's noise: each its own mask."""
     problem, exact = _problem(n)
     draws, size = 600, len(exact.gradient)
     got = gradient_draws.numbers(*problem, draws, shape=(draws, size))
-    squares = (got - got.mean(0)).square().sum(1)
+    truth = exact.covariance.trace().item()
+    if (got == got[0]).all():
+        raise Mistake(EQUAL)
     expect(
         "the trace of the covariance",
-        squares.sum() / (draws - 1),
-        exact.covariance.trace(),
-        error=squares.std() / math.sqrt(draws),
-        mistakes={
-            "all gradients are equal: each needs a forward pass with a mask of its own.": 0.0
-        },
+        got.var(0).sum(),
+        truth,
+        error=SKEWED * math.sqrt((exact.fourth_length - truth**2) / draws),
     )
+    steps = (got[1:] - got[:-1]).square().sum(1).mean() / 2
+    if (steps / got.var(0).sum() - 1).abs() > 0.5:
+        raise Mistake("the gradients are not independent of each other: draw a mask for each.")
 
 
-@check
+@rounds(2)
 def ratio(noise_to_signal: Answer, n: Numbers) -> None:
     """The length of the noise is compared with that of the mean gradient."""
     gradients = 2 * n.normal(n.integer(20, 30), 6) + 1 + n.normal(6)
@@ -195,7 +214,7 @@ def ratio(noise_to_signal: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def pair(pair_noise: Answer, n: Numbers) -> None:
     """The noise of a pair has mean zero and the covariance of one draw."""
     first, second = n.normal(4), n.normal(4)
@@ -217,16 +236,23 @@ def pair(pair_noise: Answer, n: Numbers) -> None:
     )
 
 
-def _weights(noise_back: Answer, k: int) -> Tensor:
+def _weights(noise_back: Answer, n: Numbers, k: int) -> Tensor:
     """The weights with which a linear rule combines k + 2 gradients."""
-    return noise_back.numbers(torch.eye(k + 2, dtype=torch.float64), k, shape=(k + 2,))
+    weights = noise_back.numbers(torch.eye(k + 2, dtype=torch.float64), k, shape=(k + 2,))
+    others = n.normal(k + 2, 3)
+    expect(
+        "the same weights, with other gradients",
+        noise_back.numbers(others, k, shape=(3,)),
+        weights @ others,
+    )
+    return weights
 
 
-@check
+@rounds(2)
 def back_mean(noise_back: Answer, n: Numbers) -> None:
     """Putting the noise back keeps the mean gradient."""
     k = n.integer(3, 9)
-    weights = _weights(noise_back, k)
+    weights = _weights(noise_back, n, k)
     expect(
         "the sum of the weights of all gradients",
         weights.sum(),
@@ -247,11 +273,11 @@ def back_mean(noise_back: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def back_spread(noise_back: Answer, n: Numbers) -> None:
     """With the noise back the covariance is that of a single mask."""
     k = n.integer(3, 9)
-    weights = _weights(noise_back, k)
+    weights = _weights(noise_back, n, k)
     missing = 1 - 1 / k
     expect(
         "the covariance, in units of that of one mask",
@@ -268,9 +294,18 @@ def back_spread(noise_back: Answer, n: Numbers) -> None:
             "the factor 1/k is that of Dropout_k; the noise that it lacks has 1-1/k.": 2 / k,
         },
     )
+    expect(
+        "the share of the last two in it",
+        weights[k:].square().sum(),
+        missing,
+        mistakes={
+            "the pair brings all of it, and the first k are not used.": 1.0,
+            "the last two are not used.": 0.0,
+        },
+    )
 
 
-@check
+@rounds(2)
 def split(even_odd: Answer, n: Numbers) -> None:
     """Even and odd part add up to the loss under the mask."""
     up, down = 2 + n.uniform(0.1, 1.0), n.uniform(0.1, 1.0)
@@ -289,7 +324,7 @@ def split(even_odd: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def paired(paired_interval: Answer, n: Numbers) -> None:
     """The interval is that of the differences, seed by seed."""
     count = n.integer(4, 8)

@@ -15,9 +15,10 @@ def variance_of_sum(answer: Answer, n: Numbers) -> None:
         (True, v * steps**2, "one mask for all steps: the sum is one number times the mask."),
     ):
         expect(
-            f"q = {q}, {steps} steps, {'locked' if locked else 'ordinary'} dropout",
+            f"{'locked' if locked else 'ordinary'} dropout",
             answer.numbers(q, steps, locked, shape=()),
             truth,
+            at=f"q = {q} with {steps} steps",
             mistakes={
                 other: v * steps**2 if not locked else v * steps,
                 "the variance of the noise is q/(1-q); q(1-q) is that of the bare mask.": truth
@@ -32,9 +33,10 @@ def without_the_root(answer: Answer, n: Numbers) -> None:
     """The covariance without the root of 2 is right for each k."""
     k = n.integer(3, 12)
     expect(
-        f"the covariance for k = {k}, in units of Σ",
+        "the covariance, in units of Σ",
         answer.numbers(k, shape=()),
         1 / k + 2 * (1 - 1 / k),
+        at=f"k = {k}",
         mistakes={
             "that is with the root of 2.": 1.0,
             "that is without the factor (3), too.": 1 / k + 2,

@@ -8,21 +8,25 @@ import math
 import torch
 from torch import Tensor
 
-from dropreg.book.checks.core import Answer, Mistake, Numbers, check, expect, standard_error
+from dropreg.book.checks.core import SKEWED, Answer, Mistake, Numbers, check, expect, rounds
 
 NOT_SCALED = "kept entries must be divided by 1-q, or the mean shrinks."
 
 
-@check
+@rounds(2)
 def mean(dropout: Answer, n: Numbers) -> None:
     """The mean over many masks is the signal itself."""
     q, h, draws = n.uniform(0.25, 0.45), 1 + n.normal(5).abs(), 20_000
     noisy = dropout.numbers(h.expand(draws, 5), q, True, shape=(draws, 5))
+    if not 0.1 < (noisy == 0).double().mean() < 0.9:
+        raise Mistake("with training=True a share q of the entries must be 0, and no others.")
     expect(
-        f"the mean over {draws:,} masks at q = {q}",
+        f"the mean over {draws:,} masks",
         noisy.mean(0),
         h,
-        error=standard_error(noisy),
+        # The larger of the two, as q for the probability to keep is judged by the zeros, not here.
+        error=h * math.sqrt(max(q / (1 - q), (1 - q) / q) / draws),
+        at=f"q = {q}",
         mistakes={
             NOT_SCALED: (1 - q) * h,
             "kept entries are divided by q, not by 1-q.": (1 - q) / q * h,
@@ -31,22 +35,21 @@ def mean(dropout: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def values(dropout: Answer, n: Numbers) -> None:
     """Each entry has a mask of its own, and a share q of them is zero."""
     q, rows, columns = n.uniform(0.15, 0.35), 200, 100
     h = 1 + n.normal(rows, columns).abs()
     dropped = dropout.numbers(h, q, True, shape=(rows, columns)) == 0
     share, size = dropped.double().mean().item(), rows * columns
-    for along, name in ((dropped.double().mean(0), "row"), (dropped.double().mean(1), "column")):
-        if along.std() > 0.9 * math.sqrt(share * (1 - share)):
-            raise Mistake(
-                f"all entries of a {name} share one mask: each entry of h needs its own."
-                if 0 < share < 1
-                else "nothing is dropped, or everything."
-            )
     if share in (0, 1):
         raise Mistake("nothing is dropped, or everything: is the mask one number for all of h?")
+    for along, what in (
+        (dropped.double().mean(0), "all rows share one mask"),
+        (dropped.double().mean(1), "all entries of a row share one number"),
+    ):
+        if along.std() > 0.9 * math.sqrt(share * (1 - share)):
+            raise Mistake(f"{what}: each entry of h needs a draw of its own.")
     expect(
         "the share of zeros",
         share,
@@ -54,9 +57,21 @@ def values(dropout: Answer, n: Numbers) -> None:
         error=math.sqrt(q * (1 - q) / size),
         mistakes={"q is the probability of a zero, not of being kept.": 1 - q},
     )
+    again = dropout.numbers(h, q, True, shape=(rows, columns)) == 0
+    for other, message in (
+        (
+            again,
+            "two calls do not drop independently. Is a seed set in the function?",
+        ),
+        (dropped.roll(1, 0), "the masks of neighbouring rows are not independent."),
+        (dropped.roll(1, 1), "the masks of neighbouring columns are not independent."),
+    ):
+        both = (dropped & other).double().mean().item()
+        if abs(both - q**2) > 6 * q * math.sqrt((1 - q**2) * 3 / size):
+            raise Mistake(message)
 
 
-@check
+@rounds(2)
 def evaluation(dropout: Answer, n: Numbers) -> None:
     """In evaluation the signal passes as it is."""
     q, h = n.uniform(0.2, 0.45), 1 + n.normal(40, 5).abs()
@@ -74,18 +89,20 @@ def evaluation(dropout: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def variance(moments: Answer, n: Numbers) -> None:
     """Mean and variance of the noise are 0 and q/(1-q)."""
     q = n.uniform(0.55, 0.8)
     got = moments.numbers(q, shape=(3,))
     expect(
         "E η",
-        got[0] + 1,
-        1.0,
+        got[0],
+        0.0,
+        size=1.0,
         mistakes={
-            "η is what the noise adds, so its mean is 0; that of 1 + η is 1.": 2.0,
-            "kept units are missing their factor 1/(1-q).": 1 - q,
+            "η is what the noise adds, so its mean is 0; that of 1 + η is 1.": 1.0,
+            "kept units are missing their factor 1/(1-q).": -q,
+            "that is the mean of the bare mask of zeros and ones.": 1 - q,
         },
     )
     expect(
@@ -102,7 +119,7 @@ def variance(moments: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def third(moments: Answer, n: Numbers) -> None:
     """The third moment of the noise is right, with its sign."""
     q = n.uniform(0.55, 0.8)
@@ -121,7 +138,7 @@ def third(moments: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def error(mean_and_error: Answer, n: Numbers) -> None:
     """The standard error is that of a mean of independent draws."""
     draws = n.normal(n.integer(30, 60), 3) * 2 + n.normal(3)
@@ -151,7 +168,7 @@ def _layer(n: Numbers) -> tuple[Tensor, Tensor, float, Tensor, Tensor]:
     return h, w, q, v * (h * w).square().sum(), v * ((h * w).sum(0)).square().sum()
 
 
-@check
+@rounds(2)
 def independent(output_variance: Answer, n: Numbers) -> None:
     """With a mask for each step and unit, the variances add up."""
     h, w, q, apart, together = _layer(n)
@@ -170,7 +187,7 @@ def independent(output_variance: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def shared(output_variance: Answer, n: Numbers) -> None:
     """With one mask for all time steps, amplitudes add up before they are squared."""
     h, w, q, apart, together = _layer(n)
@@ -193,14 +210,25 @@ def _regression(n: Numbers, rows: int = 3) -> tuple[Tensor, Tensor, Tensor, floa
     return n.normal(4), n.normal(rows, 4), n.normal(rows), n.uniform(0.3, 0.45)
 
 
-def _exact(w: Tensor, x: Tensor, y: Tensor, q: float) -> tuple[float, float]:
-    """Mean and variance of the loss under one mask a row, by going through all masks."""
+def _losses(w: Tensor, x: Tensor, y: Tensor, q: float) -> tuple[Tensor, Tensor]:
+    """The probability of each mask, (2^d,), and the loss of each row under it, (2^d, n)."""
     masks = torch.tensor(list(itertools.product((0.0, 1.0), repeat=len(w))), dtype=torch.float64)
     chance = (q ** (1 - masks) * (1 - q) ** masks).prod(1)
-    losses = 0.5 * (torch.einsum("ij,mj,j->mi", x, masks / (1 - q), w) - y).square()
+    return chance, 0.5 * (torch.einsum("ij,mj,j->mi", x, masks / (1 - q), w) - y).square()
+
+
+def _exact(w: Tensor, x: Tensor, y: Tensor, q: float) -> tuple[float, float, float]:
+    """Mean, variance and fourth cumulant of the loss under one mask a row."""
+    chance, losses = _losses(w, x, y, q)
     means = chance @ losses
     variances = chance @ (losses - means).square()
-    return means.mean().item(), variances.sum().item() / len(y) ** 2
+    fourth = chance @ (losses - means) ** 4 - 3 * variances.square()
+    rows = len(y)  # independent: cumulants of their sum add up
+    return (
+        means.mean().item(),
+        variances.sum().item() / rows**2,
+        fourth.sum().item() / rows**4,
+    )
 
 
 @check
@@ -208,18 +236,21 @@ def goal(dropout_k_loss: Answer, n: Numbers) -> None:
     """The expected loss is that of dropout, whatever k."""
     w, x, y, q = _regression(n)
     k, draws = n.integer(4, 6), 400
-    truth, spread = _exact(w, x, y, q)
+    truth, spread, _ = _exact(w, x, y, q)
     clean = 0.5 * (x @ w - y).square().mean().item()
     got = torch.stack([dropout_k_loss.numbers(w, x, y, q, k, shape=()) for _ in range(draws)])
     if got.std() == 0:
-        raise Mistake("two calls give the same loss: nothing is random in it.")
+        raise Mistake(
+            "all calls give the same loss. Is there a mask in it, and no seed set in the function?"
+        )
     v = q / (1 - q)
     expect(
-        f"the mean of {draws} losses with k = {k}",
+        f"the mean of {draws} losses",
         got.mean(),
         truth,
         # That of the draws, as one mask for all k is judged by the variance, not here; but no more.
         error=min(got.std().item(), math.sqrt(spread)) / math.sqrt(draws),
+        at=f"k = {k}",
         mistakes={
             "average the k losses, not the k predictions.": clean + (truth - clean) / k,
             "this is the sum over the masks; divide by k.": k * truth,
@@ -237,25 +268,52 @@ def spread(dropout_k_loss: Answer, n: Numbers) -> None:
     # of the wrong scale, then changes the variance for whatever numbers.
     w, x, _, q = _regression(n, rows=12)
     y = -5 * x @ w
-    k, draws = 6, 600
-    truth = _exact(w, x, y, q)[1]
-    got = torch.stack([dropout_k_loss.numbers(w, x, y, q, k, shape=()) for _ in range(draws)])
-    squares = (got - got.mean()).square()
-    shown = squares.sum() / (draws - 1)
-    expect(
-        f"the variance of the loss with k = {k}",
-        shown,
-        truth / k,
-        error=squares.std() / math.sqrt(draws),
-        mistakes={
-            "it is that of k = 1: one mask is used for all k. Draw each anew.": truth,
-            "it is k times too large: the sum, not the mean, of the k losses?": k * truth,
-            "nothing is random in it.": 0.0,
-        },
-    )
+    draws = 600
+    _, truth, fourth = _exact(w, x, y, q)
+    chance, losses = _losses(w, x, y, q)
+    common = losses.mean(1)  # of a mask that all rows share
+    of_common = (chance @ (common - chance @ common).square()).item()
+    _, of_keeping, fourth_of_keeping = _exact(w, x, y, 1 - q)
+    _, not_scaled, fourth_not_scaled = _exact((1 - q) * w, x, y, q)
+
+    def deviation(masks: int, variance: float = truth, cumulant: float = fourth) -> float:
+        """The standard error of the variance of the mean of so many masks' losses."""
+        fourth_moment = cumulant / masks**3 + 2 * (variance / masks) ** 2
+        return SKEWED * math.sqrt(fourth_moment / draws)
+
+    # With k = 1 a loop that makes one mask more or less changes all.
+    for k in (1, 6):
+        got = torch.stack([dropout_k_loss.numbers(w, x, y, q, k, shape=()) for _ in range(draws)])
+        expect(
+            f"the variance of the loss with k = {k}",
+            got.var(),
+            truth / k,
+            error=deviation(k),
+            mistakes={
+                "it is that of k = 1: one mask is used for all k. Draw each anew.": (
+                    truth,
+                    deviation(1),
+                ),
+                "it is k² times too large: the sum, not the mean, of the k losses?": (
+                    k * truth,
+                    k**2 * deviation(k),
+                ),
+                "the loss has a ½ in front, and yours has not.": (4 * truth / k, 4 * deviation(k)),
+                "all rows of x share one mask. Each row has its own.": (
+                    of_common / k,
+                    of_common / truth * deviation(k),
+                ),
+                "q is the probability of a zero, not of being kept.": (
+                    of_keeping / k,
+                    deviation(k, of_keeping, fourth_of_keeping),
+                ),
+                NOT_SCALED: (not_scaled / k, deviation(k, not_scaled, fourth_not_scaled)),
+                "nothing is random in it.": (0.0, None),
+            },
+        )
 
 
-@check
+@rounds(2)
 def trace(noise_trace: Answer, n: Numbers) -> None:
     """The trace of the covariance is the sum of the variances."""
     draws = n.normal(n.integer(20, 40), 5) * (1 + n.normal(5).abs()) + 3
@@ -279,7 +337,7 @@ def trace(noise_trace: Answer, n: Numbers) -> None:
     )
 
 
-@check
+@rounds(2)
 def slope(power: Answer, n: Numbers) -> None:
     """The fitted power is that of the law."""
     ks = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0], dtype=torch.float64)

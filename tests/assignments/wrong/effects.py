@@ -230,7 +230,7 @@ def explicit_effect(model, x, y, draws):
         ["mean"],
         "its difference has mean zero",
     ),
-    back("only the noise", NOISE, ["mean"], "the mean gradient is not"),
+    back("only the noise", NOISE, ["mean", "spread"], "the mean gradient is not"),
     back("mean of all k + 2", "gradients.mean(0)", ["mean", "spread"], "not for the mean"),
     split("forgot ½", "[up + down, up - down]", ["parts"], "½ is missing"),
     split("exchanged", "[(up - down) / 2, (up + down) / 2]", ["parts"], "changed places"),

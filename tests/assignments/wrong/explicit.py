@@ -161,7 +161,7 @@ WRONG = [
         "exact_effect",
         changed(EFFECT, ("return result", "return result.mean()")),
         fails={*EFFECTS, "exact_effect-shared"},
-        says="the shape is ()",
+        says="shape is ()",
     ),
     Wrong(
         "drops the ½",
@@ -218,7 +218,7 @@ WRONG = [
         "quadratic_form",
         "def quadratic_form(x, y, w, b, q, members):\n    return 0 * y\n",
         fails={*FORMS, "quadratic_form-shared"},
-        says="same for inputs that differ",
+        says="not what theory says",
     ),
     Wrong(
         "squares before summing what shares a mask",
@@ -501,7 +501,7 @@ def probe(weights, x, q, signs):
         "estimate",
         changed(ESTIMATE, ("torch.tensor(found)", "torch.tensor(found).mean()")),
         fails={"estimate-scatter"},
-        says="the shape is ()",
+        says="shape is ()",
     ),
     Wrong(
         "differentiates the sampled label plainly",

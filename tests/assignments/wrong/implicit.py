@@ -202,8 +202,9 @@ WRONG = [
         "nothing but zeros",
         "xi",
         "def xi(weights, eta, x, y):\n    return flat([0 * w for w in weights])\n",
-        {*ONE, "xi-batch", "xi_covariance-batch"},
-        "same for inputs that differ",
+        # Nothing follows from nothing.
+        {*ONE, "xi-batch", "xi_covariance-one", "xi_covariance-batch", *SCALE},
+        "not what theory says",
     ),
     wrong(
         "no variance of the noise",

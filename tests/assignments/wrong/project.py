@@ -199,7 +199,7 @@ WRONG = [
         "two_passes",
         "def two_passes(plus, minus, targets, step):\n    return [0.0, 0.0]\n",
         {*EXPLICIT, *SLOPE, *PADDING},
-        "same for inputs that differ",
+        "not what theory says",
     ),
     wrong(
         "windows weigh alike",
@@ -278,7 +278,8 @@ WRONG = [
     wrong(
         "another step size",
         "train",
-        NONE,
+        # A training that is not the recipe's, nor one with a slip that has a name, is no measure.
+        {*NONE, *RULES},
         "not what the recipe gives",
         ("lr=LEARNING_RATE", "lr=LEARNING_RATE / 5"),
     ),
