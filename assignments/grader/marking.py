@@ -52,9 +52,16 @@ def gradebook(course: Path) -> Iterator[Gradebook]:
 
 
 def records_of(course: Path, name: str) -> dict[str, dict[str, Any]]:
-    """What is known of each student's file: which it was, when it came, what was noticed."""
+    """What is known of each student's file: which it was, when it came, what was noticed.
+
+    Of who was graded by the formgrader, or before there were records, only that.
+    """
     path = course / "records" / f"{name}.json"
-    return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    records = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    with gradebook(course) as book:
+        for submission in book.assignment_submissions(name):
+            records.setdefault(submission.student.id, {"status": GRADED, "notes": []})
+    return dict(sorted(records.items()))
 
 
 def keep_records(course: Path, name: str, records: Mapping[str, Any]) -> None:
@@ -274,7 +281,7 @@ def table_of(course: Path, name: str) -> list[dict[str, Any]]:
     names = [c.metadata.nbgrader.grade_id for c in master.cells if utils.is_grade(c)]
     table = []
     with gradebook(course) as book:
-        for student in sorted(records):
+        for student in records:
             record = records[student]
             row: dict[str, Any] = {
                 "student": student,
@@ -369,7 +376,7 @@ def for_system(
 ) -> None:
     """Write marks and pages as a learning-management system takes them."""
     graded = [row for row in table if row["status"] == GRADED]
-    containers = {row["student"]: records[row["student"]]["container"] for row in graded}
+    containers = {row["student"]: records[row["student"]].get("container", "") for row in graded}
     pages = {student: classroom.page_of(course, name, student) for student in containers}
     zipped = lms.feedback_zip(
         system, containers, {who: page for who, page in pages.items() if page.is_file()}, name
