@@ -32,8 +32,6 @@ from dropreg.book import checks
 GRADED, NOTHING, NOT_GRADED = "graded", "nothing handed in", "could not be graded"
 # Of what a submission's result depends on beside the file: the tests and how they are run.
 CODE = sorted((*Path(checks.__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*.py")))
-
-
 LIMITS = Limits()
 
 
@@ -77,10 +75,14 @@ def replace(path: Path, text: str) -> None:
     half_written.replace(path)
 
 
-def key_of(course: Path, name: str, path: Path) -> str:
+def key_of(course: Path, name: str, handed: Handed) -> str:
     """What a result depends on; the same file and tests need not be graded again."""
-    digest = hashlib.sha256(path.read_bytes())
-    for each in (classroom.master_of(course, name), *CODE):
+    digest = hashlib.sha256((handed.problem or "").encode())
+    for each in (
+        *([] if handed.problem else [handed.path]),
+        classroom.master_of(course, name),
+        *CODE,
+    ):
         digest.update(each.read_bytes())
     return digest.hexdigest()
 
@@ -137,7 +139,7 @@ def grade(
             record = {
                 "file": newest.shown_name,
                 "container": newest.container,
-                "key": key_of(course, name, newest.path),
+                "key": key_of(course, name, newest),
                 "handed_in": newest.time and newest.time.isoformat(sep=" ", timespec="minutes"),
                 "days_late": late_days(newest.time, due) if newest.time and due else None,
             }

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 
 import nbformat
 import pytest
@@ -211,6 +212,22 @@ def test_marks_by_hand_stay_with_the_answers_they_were_given_for(course, capsys)
     assert table["ada"]["moments-third"] > 1  # the test's own points
 
 
+def test_a_file_that_its_zip_does_not_give_out_stops_nobody(course, tmp_path):
+    for student in ("ada", "grace"):
+        hand_in(course, student)
+    with zipfile.ZipFile(tmp_path / "class.zip", "w") as archive:
+        for file in sorted((tmp_path / "in").iterdir()):
+            archive.write(file, file.name)
+    data = bytearray((tmp_path / "class.zip").read_bytes())
+    data[1000] ^= 1  # of the first, whose checksum is then wrong
+    (tmp_path / "class.zip").write_bytes(data)
+    complete = marking.grade(course, "masks", tmp_path / "class.zip", isolated=False)
+    ada, grace = marking.table_of(course, "masks")
+    assert not complete
+    assert ada["status"].startswith("could not be graded: ")
+    assert grace["score"] == POINTS
+
+
 def test_who_cannot_be_graded_any_more_has_no_mark(course):
     hand_in(course)
     assert marked(course)[0]
@@ -264,6 +281,32 @@ def test_a_roster_names_who_is_missing_and_days_late_are_counted(course, tmp_pat
     _, table = marked(course, roster=roster, due=due)
     assert (table["ada"]["days_late"], table["grace"]["status"]) == (1, "nothing handed in")
     assert table["grace"]["score"] == ""
+
+
+def test_marks_and_pages_as_a_system_takes_them(course, tmp_path, capsys):
+    hand_in(course)
+    folder = tmp_path / "in" / "Ada Lovelace_42_assignsubmission_file_"
+    folder.mkdir()
+    (tmp_path / "in" / "ada.ipynb").rename(folder / "solution.ipynb")
+    worksheet = tmp_path / "worksheet.csv"
+    worksheet.write_text(
+        "Identifier,Full name,Email address,Status,Grade,Maximum Grade,Grade can be changed\n"
+        "Participant 42,Ada Lovelace,ada@example.org,Submitted,,40.00,Yes\n"
+        "Participant 43,Grace Hopper,grace@example.org,No submission,,40.00,Yes\n"
+    )
+    complete, _ = marked(course, system="moodle", roster=worksheet)
+    assert complete
+    with (course / "marks_masks_moodle.csv").open(encoding="utf-8-sig", newline="") as file:
+        ada, _ = csv.DictReader(file)
+    assert (ada["Identifier"], float(ada["Grade"])) == ("Participant 42", POINTS)
+    with zipfile.ZipFile(course / "feedback_masks_moodle.zip") as archive:
+        assert archive.namelist() == [f"{folder.name}/masks_feedback.html"]
+    assert "1 of these scores are without answers that wait" in capsys.readouterr().out
+
+    worksheet.write_text(worksheet.read_text().replace("40.00", "100.00"))
+    assert not marking.marks(course, "masks", system="moodle", roster=worksheet)
+    assert "moodle: " in capsys.readouterr().out  # and its own table is there
+    assert (course / "marks_masks.csv").is_file()
 
 
 def test_one_notebook_for_a_runner_elsewhere(course, tmp_path):
