@@ -265,7 +265,8 @@ class Sandbox:
             message = f"the cell of `{name}` cannot be read: {self._unread[name]}"
         else:
             shown = "; ".join(self._errors[:5])
-            message = f"no function `{name}` was found. {shown}".strip()
+            hint = f"Write `def {name}(…):` into a code cell; it may have become text."
+            message = f"no function `{name}` was found. {shown or hint}"
         self._note(message)
         return message
 
