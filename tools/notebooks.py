@@ -10,7 +10,8 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-KEPT = ("executed_code",)
+# dropreg: what the functions of an assignment should write themselves.
+KEPT = ("executed_code", "dropreg")
 
 
 def code_of(notebook: Any) -> list[str]:
