@@ -445,7 +445,10 @@ def percent(part: int, whole: int) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """A Markdown table: words left, numbers right, no zeros."""
+    """A Markdown table: words left, numbers right, no zeros, and no column without a number."""
+    rows = [list(row) for row in rows]
+    shown = [i for i in range(len(heads)) if any(row[i] for row in rows)]
+    heads, rows = [heads[i] for i in shown], [[row[i] for i in shown] for row in rows]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
     return [f"| {' | '.join(str(v) if v else '' for v in line)} |" for line in lines] + [""]
 
@@ -550,7 +553,13 @@ def assignment_line(name: str, assignment: dict[str, Any]) -> list[Any]:
     there_are = sum(found["there_are"] for found in assignment["functions"].values())
     killed = len(rows) - len(alive)
     counts = [there_are, len(rows), killed, percent(killed, len(rows)), len(alive)]
-    return [name, *counts, sum(row["same"] for row in alive), *kinds(map(best, rows))]
+    # A table that scrolls is reached by the keyboard through a link in it.
+    return [
+        f"[{name}](#checks)",
+        *counts,
+        sum(row["same"] for row in alive),
+        *kinds(map(best, rows)),
+    ]
 
 
 def function_line(which: str, rows: list[dict[str, Any]]) -> list[Any]:
@@ -573,7 +582,7 @@ def made_line(assignment: dict[str, Any]) -> str:
 def test_line(test: str, rows: list[dict[str, Any]]) -> list[Any]:
     noticed = [row["tests"][test] for row in rows if test in row["tests"]]
     alone = sum(list(row["tests"]) == [test] for row in rows)
-    return [f"`{test}`", len(rows), len(noticed), alone, *kinds(noticed)]
+    return [f"[`{test}`](#survivors)", len(rows), len(noticed), alone, *kinds(noticed)]
 
 
 def operator_line(operator: Operator, rows: list[dict[str, Any]]) -> list[Any]:

@@ -367,11 +367,11 @@ def test_the_pages_count_and_only_one_shows_lines():
     )
     text, beside = mutants.page(record), mutants.survivors(record)
     assert "**2 of 4 mutants are killed, 50 %.** 1 of the 2 that survive" in " ".join(text.split())
-    assert "| masks | 9 | 4 | 2 | 50 % | 2 | 1 | 1 |  |  | 1 |  |  |  |" in text
-    assert "| `f-one` | 4 | 1 |  |  |  |  |  |  | 1 |  |" in text
-    assert "| `f-two` | 4 | 2 | 1 | 1 |  |  | 1 |  |  |  |" in text
+    assert "| [masks](#checks) | 9 | 4 | 2 | 50 % | 2 | 1 | 1 | 1 |" in text
+    assert "| [`f-one`](#survivors) | 4 | 1 |  |  |  | 1 |" in text
+    assert "| [`f-two`](#survivors) | 4 | 2 | 1 | 1 | 1 |  |" in text
     assert "| A minus sign left out | 4 | 2 | 50 % | 1 |" in text
-    assert "| masks: `f` | 2 | 1 |  | 1 | 1 |" in text
+    assert "| masks: `f` | 2 | 1 | 1 | 1 |" in text
     assert "`-a`" not in text
     assert "Line 3, `-a`:\n\n- `a` `=` *accepted: it is right.*\n\nLine 4" in beside
     assert "- `a` *to close*\n" in beside
