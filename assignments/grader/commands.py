@@ -28,6 +28,7 @@ from assignments.grader.classroom import (
     assignments,
     emptied,
     execute,
+    handed_in,
     outcomes,
     page_of,
     publish,
@@ -61,26 +62,21 @@ def build(*, check: bool) -> None:
             publish(name)
         execute(solved(name), instructor)
         (samples / name).mkdir()
-        nbformat.write(sample_of(instructor), samples / name / "solution.ipynb")
+        release = nbformat.read(student, as_version=4)
+        sample = handed_in(nbformat.read(instructor, as_version=4), release)
+        nbformat.write(sample, samples / name / "solution.ipynb")
         shutil.copy(student, samples / name / "untouched.ipynb")
         complete = marking.grade(course, name, samples / name, isolated=isolated)
         (OUT / "feedback" / name).mkdir()
         for who in ("solution", "untouched"):
             shutil.copy(page_of(course, name, who), OUT / "feedback" / name / f"{who}.html")
         table = marking.table_of(course, name)
-        wrong = unfair(table, nbformat.read(student, as_version=4))
+        wrong = unfair(table, release)
         if wrong or not complete:
             sys.exit(f"FAILED: {name}: {wrong}. See {OUT / 'feedback' / name}.")
     shutil.make_archive(str(OUT / "student"), "zip", OUT / "student")
     print(f"==> For students: {STUDENT.relative_to(ROOT)}/, {OUT.relative_to(ROOT)}/student.zip")
     print(f"    For you: {OUT.relative_to(ROOT)}/instructor/; sample feedback: …/feedback/")
-
-
-def sample_of(instructor: Path) -> Any:
-    """A perfect submission: the instructor's version without the seed that a grader sets."""
-    sample = nbformat.read(instructor, as_version=4)
-    sample.cells = [cell for cell in sample.cells if cell.id != "fresh"]
-    return sample
 
 
 def unfair(table: list[dict[str, Any]], release: Any) -> str | None:

@@ -246,7 +246,7 @@ class Sandbox:
                 "be your mistake: please tell your instructor.",
                 f"({message})",
             )
-        text = f"{message.removeprefix(f'{kind}: ')}{place}"
+        text = f"{message.removeprefix(f'{kind}: ')}{place}".strip()
         raise stopped(name, kind, text[:600], unwritten or None)
 
     def close(self) -> None:
