@@ -29,7 +29,9 @@ STUDENT = ROOT / "assignments" / "student"  # committed: what Colab opens
 OUT = ROOT / "_build" / "assignments"
 # nbgrader calls a program that is installed beside the interpreter.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-HIDDEN = re.compile(r"^[ \t]*### (BEGIN|END) (HIDDEN TESTS|SOLUTION)[ \t]*\n?", re.MULTILINE)
+HIDDEN = re.compile(
+    r"^[ \t]*(<!-- )?### (BEGIN|END) (HIDDEN TESTS|SOLUTION)( -->)?[ \t]*\n?", re.MULTILINE
+)
 
 
 @contextlib.contextmanager

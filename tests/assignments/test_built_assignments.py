@@ -146,7 +146,8 @@ class TestAssignment:
             page = (classroom.OUT / "feedback" / name / f"{who}.html").read_text("utf-8")
             pages[who] = " ".join(BeautifulSoup(page, "html.parser").get_text().split())
             assert "FRESH" not in pages[who]
-        assert pages["solution"].count("all tests of this cell passed") == len(tests)
+        assert pages["solution"].count("✓ full points") == len(tests)
+        assert "SOLUTION" not in pages["solution"]
         assert pages["untouched"].count("is not written yet. Replace the line") == len(tests)
         assert "CHECK STOPPED" not in pages["solution"] + pages["untouched"]
 
