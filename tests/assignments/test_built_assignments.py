@@ -141,12 +141,13 @@ class TestAssignment:
             for c in read(classroom.source_of(name)).cells
             if utils.is_grade(c) and c.cell_type == "code"
         }
-        pages = {}
+        pages, soups = {}, {}
         for who in ("solution", "untouched"):
             page = (classroom.OUT / "feedback" / name / f"{who}.html").read_text("utf-8")
-            pages[who] = " ".join(BeautifulSoup(page, "html.parser").get_text().split())
+            soups[who] = BeautifulSoup(page, "html.parser")
+            pages[who] = " ".join(soups[who].get_text().split())
             assert "FRESH" not in pages[who]
-        assert pages["solution"].count("✓ full points") == len(tests)
+        assert len(soups["solution"].select(".verdict.full")) == len(tests)
         assert "SOLUTION" not in pages["solution"]
         assert pages["untouched"].count("is not written yet. Replace the line") == len(tests)
         assert "CHECK STOPPED" not in pages["solution"] + pages["untouched"]
