@@ -107,7 +107,7 @@ def main() -> None:
     everything = [name for name in known if name != CHECK]
     chosen = [name for name in known if name in (options.only or everything)]
     if not options.only:
-        print("==> About 25 minutes on two cores; less where notebooks are executed already")
+        print("==> About 50 minutes on two cores; less where notebooks are executed already")
     lines: dict[str, str] = {}
 
     def show(name: str, result: tuple[str, str]) -> None:
