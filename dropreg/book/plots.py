@@ -1,8 +1,12 @@
-"""The look of the book's figures: one colour for each thing, intervals as bands."""
+"""The look of the book's figures: a colour for each thing, thin lines for seeds, bands.
+
+A figure is an SVG, drawn in the colours of a light page; the built book puts those of the reader's
+theme in their place (tools/figures.py). So a figure uses no colour but those named here.
+"""
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -11,6 +15,7 @@ from dropreg.errors import needs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
     from numpy.typing import ArrayLike
 
 COLORS = {
@@ -22,9 +27,18 @@ COLORS = {
 }
 """What a colour means in the whole book; distinct with any common colour blindness."""
 
+NEUTRAL = {"ink": "#262626", "mid": "#8c8c8c", "light": "#c8c8c8", "grid": "#dedede"}
+"""Tones for what is none of the five: text, a truth or reference, what is merely there, grid."""
 
-def use_style() -> None:
-    """Set matplotlib and seaborn up for the book: sizes that can be read on a phone.
+STYLES = ("-", "--", ":", "-.")
+"""Lines of things that share a colour, in their order."""
+
+
+def use_style(*formats: str) -> None:
+    """Set matplotlib and seaborn up for the book: figures whose text can be read on a phone.
+
+    Args:
+        formats: In which formats a notebook keeps its figures, "svg" if none is named.
 
     Raises:
         MissingPackageError: If seaborn is not installed.
@@ -34,59 +48,162 @@ def use_style() -> None:
     with needs("book", "use_style"):
         import seaborn as sns
 
+    ink, text = NEUTRAL["ink"], 11.5
     sns.set_theme(
-        context="notebook",
         style="whitegrid",
-        font_scale=1.05,
         rc={
-            "figure.figsize": (6.4, 4.0),
+            # 360 points: as many pixels as a phone has, so that a point of text is one there.
+            "figure.figsize": (5.0, 3.5),
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+            "font.size": text,
+            **{
+                f"{part}size": text
+                for part in ("axes.label", "xtick.label", "ytick.label", "legend.font")
+            },
+            "legend.title_fontsize": text,
+            "axes.titlesize": 12.5,
             "axes.titlelocation": "left",
+            "axes.titleweight": "bold",
             "axes.spines.top": False,
             "axes.spines.right": False,
+            "axes.edgecolor": NEUTRAL["light"],
+            "grid.color": NEUTRAL["grid"],
+            **{
+                f"{part}color": ink
+                for part in ("text.", "axes.label", "axes.title", "xtick.", "ytick.")
+            },
             "lines.linewidth": 2.0,
+            "svg.fonttype": "none",  # text stays text
+            "svg.hashsalt": "dropreg",  # the same figure is the same file
         },
     )
+    if "IPython" in sys.modules:
+        from IPython import get_ipython
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        if get_ipython() is not None:
+            set_matplotlib_formats(*formats or ("svg",))
 
 
 def band(
-    axes: Axes,
-    x: ArrayLike,
-    runs: ArrayLike,
-    name: str,
-    label: str | None = None,
-    *,
-    shift: float = 0.0,
+    axes: Axes, x: ArrayLike, runs: ArrayLike, name: str, label: str | None = None, line: str = "-"
 ) -> None:
-    """Draw the mean of some runs as a line, with its 95 % confidence interval as a band.
+    """Draw some runs thin, their mean thick, and its 95 % confidence interval as a band.
 
     Args:
-        axes: Where to draw.
+        axes: Where to draw. `label_ends` writes the labels when all is drawn.
         x: Horizontal positions, (points,).
         runs: One row for each seed, (seeds, points).
         name: A key of `COLORS`.
-        label: Written at the right end of the line, in its colour; the name if None.
-        shift: How far up the label is moved, in points, to keep clear of another.
+        label: What the line is called; the name if None.
+        line: Its style, in matplotlib's words, where two lines mean the same thing.
 
     >>> import matplotlib.pyplot as plt
     >>> figure, axes = plt.subplots()
     >>> band(axes, [1, 2], [[1, 2], [2, 3], [3, 5]], "dropout")
+    >>> label_ends(axes)
     """
     import numpy as np  # which matplotlib has brought
 
-    mean, half = interval(runs)
+    values, color = np.asarray(runs, dtype=float), COLORS[name]
+    mean, half = interval(values)
     positions = np.asarray(x, dtype=float)
-    axes.plot(positions, mean, color=COLORS[name])
-    axes.fill_between(positions, mean - half, mean + half, color=COLORS[name], alpha=0.2, lw=0)
-    axes.annotate(
-        label or name,
-        (positions[-1], mean[-1]),
-        xytext=(4, shift),
-        textcoords="offset points",
-        va="center",
-        color=COLORS[name],
-    )
+    axes.plot(positions, values.T, color=color, lw=0.6, alpha=0.35, label="_seed")
+    axes.fill_between(positions, mean - half, mean + half, color=color, alpha=0.2, lw=0)
+    axes.plot(positions, mean, line, color=color, label=label or name)
+
+
+def label_ends(axes: Axes) -> None:
+    """Write its label at the right end of each labelled line, in its colour.
+
+    Labels stand in the order of the ends, moved apart where they would touch; a thin line leads to
+    a label that was moved. What leaves the figure is labelled at its edge, with its value.
+
+    Args:
+        axes: What has been drawn. Its limits are fixed by this.
+    """
+    import numpy as np  # which matplotlib has brought
+
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    size, figure = float(axes.xaxis.label.get_fontsize()), axes.get_figure(root=True)
+    assert figure is not None
+    points = 72 * axes.get_position().height * figure.get_figheight()
+    last = max(float(np.max(line.get_xdata())) for line in _labelled(axes))
+    ends = []
+    for line in _labelled(axes):
+        # Where the axis is scaled or turned round, only the place on the paper counts.
+        value = float(np.asarray(line.get_ydata())[-1])
+        place = axes.transAxes.inverted().transform(axes.transData.transform((last, value)))[1]
+        words = str(line.get_label())
+        if not 0 <= place <= 1:
+            words += f" (to {value:.3g})"
+        ends.append((min(max(place, 0), 1) * points, words, line))
+    ends.sort(key=lambda end: end[0])
+    places = [end[0] for end in ends]
+    gap = 1.2 * size
+    for _ in range(200):  # push neighbours apart until none touch
+        for i in range(1, len(places)):
+            if (overlap := gap - (places[i] - places[i - 1])) > 1e-3:
+                places[i - 1] -= overlap / 2
+                places[i] += overlap / 2
+    for (end, words, line), place in zip(ends, places, strict=True):
+        axes.annotate(
+            words,
+            (last, end / points),
+            xycoords=("data", "axes fraction"),
+            xytext=(14, place - end),
+            textcoords="offset points",
+            va="center",
+            color=line.get_color(),
+            arrowprops={
+                "arrowstyle": "-",
+                "color": line.get_color(),
+                "lw": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 1,
+            },
+            annotation_clip=False,
+        )
+
+
+def _labelled(axes: Axes) -> list[Line2D]:
+    """The lines that have a label of their own; matplotlib begins the others' with "_"."""
+    return [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
+
+
+def differences(
+    axes: Axes, pairs: Mapping[str, ArrayLike], unit: str, colors: Mapping[str, str] | None = None
+) -> None:
+    """Draw paired differences: a dot for each seed, the mean with its 95 % interval, and zero.
+
+    Args:
+        axes: Where to draw.
+        pairs: For each comparison, from top to bottom, the differences of its runs, (seeds,), of
+            one arm minus another on the same seed.
+        unit: Label of the axis, which says what minus means.
+        colors: For each comparison a key of `COLORS`; the neutral ink where there is none.
+
+    >>> import matplotlib.pyplot as plt
+    >>> figure, axes = plt.subplots()
+    >>> differences(axes, {"explicit − dropout": [0.1, 0.2, 0.0]}, "test loss (nats)")
+    """
+    import numpy as np  # which matplotlib has brought
+
+    axes.axvline(0, color=NEUTRAL["mid"], lw=1, zorder=1)
+    for row, (name, values) in enumerate(pairs.items()):
+        runs = np.asarray(values, dtype=float)
+        mean, half = interval(runs)
+        color = COLORS[colors[name]] if colors and name in colors else NEUTRAL["ink"]
+        axes.plot(runs, np.full(len(runs), row + 0.22), "o", color=color, ms=3, alpha=0.5)
+        axes.plot([mean - half, mean + half], [row, row], color=color, lw=3)
+        axes.plot([mean], [row], "o", color=color, ms=7)
+    axes.set_yticks(range(len(pairs)), list(pairs))
+    axes.set(ylim=(len(pairs) - 0.5, -0.5), xlabel=unit)
+    axes.grid(visible=False, axis="y")
 
 
 def learning_curves(
@@ -98,45 +215,20 @@ def learning_curves(
 ) -> None:
     """Draw validation perplexity over the epochs, one band for each arm of an experiment.
 
-    Labels stand at the right ends, moved apart where they would touch.
-
     Args:
         axes: Where to draw.
         curves: For each label an arm's epochs, (points,), and perplexities, (seeds, points), of at
             least 3 seeds.
-        colors: For each label a key of `COLORS`; arms of one colour get lighter in their order.
+        colors: For each label a key of `COLORS`; arms of one colour differ in their line.
         top: Upper end of the perplexities shown; what lies above leaves the figure.
     """
-    import numpy as np  # which matplotlib has brought
-    from matplotlib.colors import to_rgb
-
-    ends = []
     for label, (at, perplexities) in curves.items():
         same = [other for other in curves if colors[other] == colors[label]]
-        share = 0.6 * same.index(label) / max(1, len(same) - 1)
-        color = tuple(c + share * (1 - c) for c in to_rgb(COLORS[colors[label]]))
-        epochs = np.asarray(at)
-        mean, half = interval(perplexities)
-        axes.plot(epochs, mean, color=color)
-        axes.fill_between(epochs, mean - half, mean + half, color=color, alpha=0.12, lw=0)
-        ends.append((float(mean[-1]), float(mean.min()), label, color, COLORS[colors[label]]))
-    low = 0.97 * min(lowest for _, lowest, *_ in ends)
-    axes.set(xlabel="epoch", ylabel="validation perplexity", ylim=(low, top))
-    high = axes.get_ylim()[1]
-    last, pad = float(epochs[-1]), 0.05 * float(epochs[-1])
-    place = -math.inf
-    for value, _, label, color, text_color in sorted(ends):
-        place = max(min(value, high - 0.04 * (high - low)), place + 0.065 * (high - low))
-        # A short line leads from the curve's end to its label; text keeps the full, darker colour.
-        axes.annotate(
-            label if value <= high else f"{label} (to {value:.0f})",
-            (last, min(value, high)),
-            xytext=(last + pad, place),
-            va="center",
-            color=text_color,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 1.5},
-            annotation_clip=False,
-        )
+        style = STYLES[same.index(label) % len(STYLES)]
+        band(axes, at, perplexities, colors[label], label, style)
+    lowest = min(float(interval(runs)[0].min()) for _, runs in curves.values())
+    axes.set(xlabel="epoch", ylabel="validation perplexity", ylim=(0.97 * lowest, top))
+    label_ends(axes)
 
 
 def fit_curves(
@@ -159,7 +251,7 @@ def fit_curves(
     lowest = min(float(np.min(test)) for _, test in curves.values())
     for label, (train, test) in curves.items():
         same = [other for other in curves if colors[other] == colors[label]]
-        style = ("-", "--", ":", "-.")[same.index(label) % 4]
+        style = STYLES[same.index(label) % len(STYLES)]
         fit, loss = np.asarray(train), np.asarray(test)
         color, best = COLORS[colors[label]], int(loss.argmin())
         axes.plot(fit, loss, style, color=color, lw=1.5, label=label)

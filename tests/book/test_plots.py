@@ -1,12 +1,14 @@
 """The figures' style, and curves with the intervals of their seeds."""
 
+import itertools
 import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
-from dropreg.book.plots import fit_curves, learning_curves, use_style
+from dropreg.book.plots import differences, fit_curves, label_ends, learning_curves, use_style
 from dropreg.book.statistics import interval
 from dropreg.errors import MissingPackageError
 
@@ -24,10 +26,50 @@ def test_learning_curves_show_the_means_and_say_where_one_that_leaves_the_figure
     }
     figure, axes = plt.subplots()
     learning_curves(axes, curves, {"low": "dropout", "high": "dropout"}, top=70)
-    for line, (epochs, perplexities) in zip(axes.lines, curves.values(), strict=True):
+    means = [line for line in axes.lines if line.get_label() in curves]
+    for line, (epochs, perplexities) in zip(means, curves.values(), strict=True):
         np.testing.assert_allclose(line.get_xdata(), epochs)
         np.testing.assert_allclose(line.get_ydata(), interval(perplexities)[0])
+    seeds = [line.get_ydata() for line in axes.lines if line not in means]
+    np.testing.assert_allclose(seeds, np.concatenate([runs for _, runs in curves.values()]))
     assert {text.get_text() for text in axes.texts} == {"low", "high (to 91)"}
+    plt.close(figure)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_labels_stand_in_the_order_of_the_ends_and_apart(turned):
+    figure, axes = plt.subplots()
+    ends = {"c": 1.02, "a": 1.0, "d": 1.03, "b": 1.01, "far": 9.0}
+    for name, end in ends.items():
+        axes.plot([0, 1], [5, end], label=name)
+    axes.plot([0, 1], [2, 2])  # has no label
+    axes.set_yscale("log")
+    if turned:
+        axes.invert_yaxis()
+    label_ends(axes)
+    figure.canvas.draw()
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in axes.texts}
+    order = sorted(boxes, key=lambda name: boxes[name].y0, reverse=turned)
+    assert order == sorted(ends, key=ends.get)
+    stacked = sorted(boxes.values(), key=lambda box: box.y0)
+    for lower, upper in itertools.pairwise(stacked):
+        assert upper.y0 > lower.y1 - 2
+    plt.close(figure)
+
+
+def test_differences_show_each_run_and_the_interval_of_their_mean():
+    runs = {"up": [0.2, 0.3, 0.4], "none": [-0.1, 0.1, 0.3]}
+    figure, axes = plt.subplots()
+    differences(axes, runs, "nats", {"up": "dropout"})
+    for row, values in enumerate(runs.values()):
+        zero, *rest = axes.lines
+        dots, bar, mean = rest[3 * row : 3 * row + 3]
+        assert zero.get_xdata()[0] == 0
+        np.testing.assert_allclose(dots.get_xdata(), values)
+        middle, half = interval(values)
+        np.testing.assert_allclose(bar.get_xdata(), [middle - half, middle + half])
+        np.testing.assert_allclose(mean.get_xdata(), middle)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(runs)
     plt.close(figure)
 
 

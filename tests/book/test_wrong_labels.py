@@ -1,0 +1,70 @@
+"""The experiment of the book's first half against ordinary networks, one at a time."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dropreg.book.wrong_labels import (
+    LEARNING_RATE,
+    network,
+    one_of,
+    side_by_side,
+    train,
+    wrong_labels,
+)
+from dropreg.errors import InputError
+
+
+def test_each_seed_has_digits_and_wrong_labels_of_its_own():
+    data = wrong_labels(3)
+    assert data.x.shape == (3, 200, 64)
+    assert not torch.equal(data.x[0], data.x[1])
+    assert not torch.equal(data.wrong[0], data.wrong[1])
+    again = wrong_labels(2)
+    assert torch.equal(again.y, data.y[:2])
+    clean = wrong_labels(3, wrong=0)
+    for seed in range(3):
+        rows = (clean.y[seed] != data.y[seed]).nonzero().flatten().tolist()
+        assert set(rows) <= set(data.wrong[seed].tolist())
+        assert len(rows) > 40
+
+
+@pytest.mark.parametrize("arguments", [{"seeds": 0}, {"wrong": 201}, {"wrong": -1}])
+def test_impossible_draws_are_refused(arguments):
+    with pytest.raises(InputError):
+        wrong_labels(**arguments)
+
+
+def test_a_network_taken_out_computes_what_it_computed_beside_the_others():
+    data = wrong_labels(3)
+    models = [network(seed, width=8) for seed in range(3)]
+    together = side_by_side(models).eval()
+    for seed, model in enumerate(models):
+        expected = model.eval()(data.test_x[seed])
+        torch.testing.assert_close(together(data.test_x)[seed], expected)
+        torch.testing.assert_close(one_of(together, seed).eval()(data.test_x[seed]), expected)
+
+
+def test_trained_side_by_side_they_are_what_each_would_be_alone():
+    data, models = wrong_labels(3), [network(seed, q=0.0, width=8) for seed in range(3)]
+    alone = copy.deepcopy(models)
+    together = side_by_side(models)
+    result = train(together, data, steps=60, keep=(0, 60))
+    assert result.steps.tolist() == [0, 50, 60]
+    batches = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(200, (3, 20), generator=batches) for _ in range(60)]
+    for seed, model in enumerate(alone):
+        optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
+        for rows in drawn:
+            optimizer.zero_grad()
+            F.cross_entropy(model(data.x[seed, rows[seed]]), data.y[seed, rows[seed]]).backward()
+            optimizer.step()
+        for name, x, y in (
+            ("test", data.test_x[seed], data.test_y[seed]),
+            ("fit", data.x[seed], data.y[seed]),
+        ):
+            end = F.cross_entropy(model(x), y)
+            torch.testing.assert_close(getattr(result, name)[seed, -1], end, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(result.networks[0][0].weight, result.networks[60][0].weight)
