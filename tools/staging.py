@@ -134,7 +134,7 @@ def linked(text: str, page: str, figures: set[int]) -> str:
 
     start = found.end() if (found := CAPTION.match(text)) else 0
     parts, at = [text[:start]], start
-    for code in re.finditer(rf"{FENCED.pattern}|`[^`\n]+`|^#.*$", text, re.DOTALL | re.MULTILINE):
+    for code in re.finditer(rf"{FENCED.pattern}|`[^`\n]+`|^#[^\n]*$", text, re.DOTALL | re.MULTILINE):
         if code.start() >= at:
             parts += [MENTION.sub(link, text[at : code.start()]), code.group()]
             at = code.end()

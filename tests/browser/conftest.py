@@ -42,6 +42,15 @@ class Visit:
         self.page.goto(urljoin(f"{build_book.HTML.as_uri()}/", address))
         self.page.evaluate("() => window.MathJax && MathJax.startup.promise")
 
+    def show_everything(self):
+        """Unfold what is folded, and show what waits for a vote."""
+        self.page.evaluate(
+            """() => {
+                document.querySelectorAll('.dropreg-vote .rest button').forEach(
+                    button => { if (button.textContent.startsWith('Show')) button.click(); });
+                document.querySelectorAll('details').forEach(d => { d.open = true; }); }"""
+        )
+
     def theme(self):
         return self.page.evaluate("() => document.documentElement.dataset.theme")
 

@@ -8,7 +8,7 @@ from built_pages import PAGES
 def test_page_is_complete(visit, address):
     opened = visit(address)
     page = opened.page
-    page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
+    opened.show_everything()
     # Every piece of math became exactly one picture, with a size, and none of it red.
     math = page.evaluate(
         """() => [...document.querySelectorAll('.math')].map(m => [
