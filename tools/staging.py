@@ -117,9 +117,10 @@ def question(cell: Any, vote: re.Match[str]) -> Any:
     options = "".join(
         f"<li>{html.escape(option)}</li>" for option in json.loads(vote["all"]) if option
     )
+    words = vote["question"]
     return nbformat.v4.new_markdown_cell(
         f'<div class="dropreg-vote" data-name="{vote["name"]}"><p><strong>Your vote.</strong> '
-        f"{html.escape(vote['question'])}</p><ul>{options}</ul></div>",
+        f"{html.escape(words[0].upper() + words[1:])}</p><ul>{options}</ul></div>",
         id=cell.id,
     )
 
@@ -134,7 +135,9 @@ def linked(text: str, page: str, figures: set[int]) -> str:
 
     start = found.end() if (found := CAPTION.match(text)) else 0
     parts, at = [text[:start]], start
-    for code in re.finditer(rf"{FENCED.pattern}|`[^`\n]+`|^#[^\n]*$", text, re.DOTALL | re.MULTILINE):
+    for code in re.finditer(
+        rf"{FENCED.pattern}|`[^`\n]+`|^#[^\n]*$", text, re.DOTALL | re.MULTILINE
+    ):
         if code.start() >= at:
             parts += [MENTION.sub(link, text[at : code.start()]), code.group()]
             at = code.end()

@@ -56,7 +56,7 @@ def test_a_vote_becomes_a_list_of_its_options():
         new_code_cell('# @title Vote: is a < b?\nmy_ab = ""  # @param ["", "yes", "no & never"]')
     )
     assert cell.cell_type == "markdown"
-    assert "is a &lt; b?" in cell.source
+    assert "Is a &lt; b?" in cell.source
     assert 'data-name="my_ab"' in cell.source
     assert re.findall("<li>(.*?)</li>", cell.source) == ["yes", "no &amp; never"]
 
