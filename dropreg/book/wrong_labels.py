@@ -161,7 +161,8 @@ def one_of(together: nn.Sequential, seed: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for layer in together.children():
         if isinstance(layer, SideBySide):
-            weight, bias = layer.weight.detach()[seed].T.clone(), layer.bias.detach()[seed, 0]
+            weight = layer.weight.detach()[seed].T.clone(memory_format=torch.contiguous_format)
+            bias = layer.bias.detach()[seed, 0]
             linear = nn.Linear(weight.shape[1], weight.shape[0])
             linear.weight.data, linear.bias.data = weight, bias.clone()
             layers.append(linear)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import parameters_to_vector
 
 from dropreg.book.wrong_labels import (
     LEARNING_RATE,
@@ -44,7 +45,9 @@ def test_a_network_taken_out_computes_what_it_computed_beside_the_others():
     for seed, model in enumerate(models):
         expected = model.eval()(data.test_x[seed])
         torch.testing.assert_close(together(data.test_x)[seed], expected)
-        torch.testing.assert_close(one_of(together, seed).eval()(data.test_x[seed]), expected)
+        alone = one_of(together, seed).eval()
+        torch.testing.assert_close(alone(data.test_x[seed]), expected)
+        assert parameters_to_vector(alone.parameters()).shape == (64 * 8 + 8 * 8 + 8 * 10 + 26,)
 
 
 def test_trained_side_by_side_they_are_what_each_would_be_alone():
