@@ -52,7 +52,7 @@ def use_style(*formats: str) -> None:
     sns.set_theme(
         style="whitegrid",
         rc={
-            # 360 points: about as many pixels as a phone has for it, so that its letters have 11 there.
+            # 360 points: a phone has about as many pixels for it, so its letters have 11 there.
             "figure.figsize": (5.0, 3.5),
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
