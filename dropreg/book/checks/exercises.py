@@ -44,3 +44,39 @@ def without_the_root(answer: Answer, n: Numbers) -> None:
             "do not forget the noise of the mean of k gradients.": 2 * (1 - 1 / k),
         },
     )
+
+
+@check
+def factor_of_copies(answer: Answer, n: Numbers) -> None:
+    """The factor is right for each number of copies and each q."""
+    k, q = n.integer(2, 12), n.uniform(0.2, 0.6)
+    v = q / (1 - q)
+    expect(
+        "the factor on the sum of the weights",
+        answer.numbers(k, q, shape=()),
+        k / (k + v),
+        at=f"k = {k} and q = {q}",
+        mistakes={
+            "that is for one copy; the off-diagonal entries of A matter.": 1 - q,
+            "that is for each weight; k of them add up.": 1 / (k + v),
+            "v is q/(1-q), not q.": k / (k + q),
+        },
+    )
+
+
+@check
+def probability_of_width(answer: Answer, n: Numbers) -> None:
+    """The dropout probability is right for each width."""
+    q, old, new = n.uniform(0.2, 0.6), n.integer(4, 10), n.integer(12, 40)
+    strength = q / (1 - q) * new / old
+    expect(
+        "the dropout probability",
+        answer.numbers(q, old, new, shape=()),
+        strength / (1 + strength),
+        at=f"q = {q}, from {old} to {new} units",
+        mistakes={
+            "what grows like the width is q/(1-q), not q.": q * new / old,
+            "that is q/(1-q); solve for q.": strength,
+            "a wider layer is regularized less at the same q.": q,
+        },
+    )

@@ -45,3 +45,35 @@ def test_right_answers_pass(seed, capsys):
 def test_mistakes_are_named(check, wrong, says):
     with pytest.raises(Mistake, match=says):
         check(wrong)
+
+
+def copies(k, q):
+    return k / (k + q / (1 - q))
+
+
+def wider(q, old, new):
+    odds = q / (1 - q) * new / old
+    return odds / (1 + odds)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_exact_cases_pass(seed, capsys):
+    exercises.factor_of_copies(copies, seed=seed)
+    exercises.probability_of_width(wider, seed=seed)
+    assert capsys.readouterr().out.count("✓") == 2
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "says"),
+    [
+        (exercises.factor_of_copies, lambda k, q: 1 - q, "one copy"),
+        (exercises.factor_of_copies, lambda k, q: copies(k, q) / k, "each weight"),
+        (exercises.factor_of_copies, lambda k, q: k / (k + q), "not q"),
+        (exercises.probability_of_width, lambda q, old, new: q * new / old, "not q"),
+        (exercises.probability_of_width, lambda q, old, new: q / (1 - q) * new / old, "solve"),
+        (exercises.probability_of_width, lambda q, old, new: q, "regularized less"),
+    ],
+)
+def test_mistakes_of_exact_cases_are_named(check, wrong, says):
+    with pytest.raises(Mistake, match=says):
+        check(wrong)
