@@ -97,10 +97,10 @@ def chapters(tmp_path):
         (lambda c: c.figure("start/quickstart", "x"), "no code cell x"),
         (lambda c: c.figure("start/quickstart", "quickstart-12"), "0 outputs of image/png"),
         (lambda c: c.says("start/quickstart", "quickstart-21", "purple {}"), "is 0 times"),
-        (lambda c: c.says("start/quickstart", "quickstart-21", "True"), "is 2 times"),
+        (lambda c: c.says("start/quickstart", "quickstart-21", "below no dropout"), "is 2 times"),
         (
             lambda c: c.holds(
-                "start/quickstart", "quickstart-21", "dropout ends below no dropout: False"
+                "start/quickstart", "quickstart-21", "✓ dropout ends above no dropout"
             ),
             "is 0 times",
         ),
@@ -119,14 +119,14 @@ def test_what_is_there_comes_as_it_stands(chapters):
     for cell in chapters.notebooks["start/quickstart"].cells:
         if cell.id == "quickstart-21":
             cell.outputs = [
-                {"output_type": "stream", "name": "stdout", "text": "less: -0.5 ± 0.1\n"}
+                {"output_type": "stream", "name": "stdout", "text": "minus: -0.5 ± 0.1\n"}
             ]
     notebook = chapters.notebooks["start/quickstart"]
     for cell in notebook.cells:
         cell.outputs = [type(notebook)(o) for o in cell.get("outputs", [])]
-    assert chapters.says("start/quickstart", "quickstart-21", "less: {}") == "−0.5\xa0±\xa00.1"
+    assert chapters.says("start/quickstart", "quickstart-21", "minus: {}") == "−0.5\xa0±\xa00.1"
     assert chapters.says("start/quickstart", "quickstart-21", "… ± {*}") == "0.1"
-    assert chapters.holds("start/quickstart", "quickstart-21", "less: -0.5 ± 0.1") == ""
+    assert chapters.holds("start/quickstart", "quickstart-21", "minus: -0.5 ± 0.1") == ""
     table = chapters.table("start/quickstart", "quickstart-17", rows=["dropout"])
     head, _, row = table.splitlines()
     assert head == "|  | last loss (nats) | best loss (nats) | last accuracy (%) |"
