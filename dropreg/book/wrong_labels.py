@@ -272,7 +272,8 @@ def second_order(model: nn.Sequential, x: Tensor, y: Tensor) -> SecondOrder:
     layers = forward(model, x)
     h1, h2, p = layers.h1, layers.h2, layers.logits.softmax(-1)
     w2, w3 = (layer.weight for layer in (model[3], model[6]))  # (networks, inputs, outputs)
-    assert isinstance(w2, Tensor) and isinstance(w3, Tensor)
+    assert isinstance(w2, Tensor)
+    assert isinstance(w3, Tensor)
     slope, bend = 1 - h2**2, -2 * h2 * (1 - h2**2)  # of tanh
     moved1 = h1[..., None] * torch.einsum("sjk,sbk,skc->sbjc", w2, slope, w3)
     moved = torch.cat([moved1, h2[..., None] * w3[:, None]], 2)
