@@ -181,7 +181,108 @@ def losses(logits: Tensor, y: Tensor) -> Tensor:
     Returns:
         Nats, (networks,).
     """
-    return F.cross_entropy(logits.transpose(1, 2), y, reduction="none").mean(1)
+    return each_loss(logits, y).mean(1)
+
+
+def each_loss(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each network on each example.
+
+    Args:
+        logits: (networks, examples, classes).
+        y: Labels, (networks, examples).
+
+    Returns:
+        Nats, (networks, examples).
+    """
+    return F.cross_entropy(logits.transpose(1, 2), y, reduction="none")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What stands in the layers of networks side by side, (networks, examples, units) each.
+
+    Attributes:
+        h1: Activations of the first hidden layer, before its noise.
+        z2: Input of the second activation.
+        h2: Activations of the second hidden layer, before its noise.
+        logits: What comes out.
+    """
+
+    h1: Tensor
+    z2: Tensor
+    h2: Tensor
+    logits: Tensor
+
+
+def forward(
+    model: nn.Sequential, x: Tensor, eta1: Tensor | float = 0.0, eta2: Tensor | float = 0.0
+) -> Layers:
+    """Pass through a network layer by layer, with noise of one's own in the place of dropout.
+
+    Args:
+        model: What `side_by_side` made of `network`s.
+        x: Images, (networks, examples, 64).
+        eta1: Noise of the first hidden layer, which is multiplied by 1 + eta1.
+        eta2: Noise of the second.
+
+    Returns:
+        All layers.
+    """
+    h1 = model[1](model[0](x))
+    z2 = model[3](h1 * (1 + eta1))
+    h2 = model[4](z2)
+    return Layers(h1, z2, h2, model[6](h2 * (1 + eta2)))
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """What the second-order term of dropout is made of; both parts at q/(1-q) = 1.
+
+    Attributes:
+        p: Predicted probabilities, (networks, examples, classes).
+        moved: h_j dF/dh_j by unit of both layers, (networks, examples, units, classes).
+        bends: The sum over units of h_j^2 d2F/dh_j^2, (networks, examples, classes).
+        gauss_newton: R_approx of each example, (networks, examples).
+        dropped: What the residual times the bends adds, (networks, examples).
+    """
+
+    p: Tensor
+    moved: Tensor
+    bends: Tensor
+    gauss_newton: Tensor
+    dropped: Tensor
+
+
+@torch.no_grad()
+def second_order(model: nn.Sequential, x: Tensor, y: Tensor) -> SecondOrder:
+    """Compute both parts of the second-order term example by example, without sampling.
+
+    Args:
+        model: What `side_by_side` made of `network`s with tanh units.
+        x: Images, (networks, examples, 64).
+        y: Labels, (networks, examples).
+
+    Returns:
+        All pieces.
+
+    Raises:
+        InputError: If the activation is not tanh, whose derivatives stand here.
+    """
+    if not isinstance(model[4], nn.Tanh):
+        raise InputError(f"the activation is {type(model[4]).__name__}; it must be Tanh.")
+    layers = forward(model, x)
+    h1, h2, p = layers.h1, layers.h2, layers.logits.softmax(-1)
+    w2, w3 = (layer.weight for layer in (model[3], model[6]))  # (networks, inputs, outputs)
+    assert isinstance(w2, Tensor)
+    assert isinstance(w3, Tensor)
+    slope, bend = 1 - h2**2, -2 * h2 * (1 - h2**2)  # of tanh
+    moved1 = h1[..., None] * torch.einsum("sjk,sbk,skc->sbjc", w2, slope, w3)
+    moved = torch.cat([moved1, h2[..., None] * w3[:, None]], 2)
+    bends = torch.einsum("sbk,skc->sbc", bend * (h1**2 @ w2**2), w3)
+    mean = torch.einsum("sbc,sbuc->sbu", p, moved)
+    variance = torch.einsum("sbc,sbuc->sbu", p, moved**2) - mean**2
+    residual = p - F.one_hot(y, p.shape[-1])
+    return SecondOrder(p, moved, bends, 0.5 * variance.sum(2), 0.5 * (residual * bends).sum(-1))
 
 
 @dataclass(frozen=True)

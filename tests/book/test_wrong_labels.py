@@ -6,11 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector
+from torch import nn
 
+import dropreg
 from dropreg.book.wrong_labels import (
     LEARNING_RATE,
+    each_loss,
+    forward,
     network,
     one_of,
+    second_order,
     side_by_side,
     train,
     wrong_labels,
@@ -71,3 +76,38 @@ def test_trained_side_by_side_they_are_what_each_would_be_alone():
             end = F.cross_entropy(model(x), y)
             torch.testing.assert_close(getattr(result, name)[seed, -1], end, rtol=1e-3, atol=1e-4)
     assert not torch.equal(result.networks[0][0].weight, result.networks[60][0].weight)
+
+
+def test_layer_by_layer_is_the_network_and_noise_stands_in_for_dropout():
+    data, models = wrong_labels(2), [network(seed, width=8) for seed in range(2)]
+    together = side_by_side(models)
+    layers = forward(together, data.x)
+    torch.testing.assert_close(layers.logits, together.eval()(data.x))
+    torch.testing.assert_close(layers.h2, layers.z2.tanh())
+    noisy = forward(together, data.x, eta1=torch.full_like(layers.h1, -1.0))
+    torch.testing.assert_close(noisy.z2, together[3].bias.expand_as(noisy.z2))
+    own = F.cross_entropy(layers.logits[1], data.y[1], reduction="none")
+    torch.testing.assert_close(each_loss(layers.logits, data.y)[1], own)
+
+
+def test_the_second_order_is_that_of_the_library_and_of_autograd():
+    data, models = wrong_labels(2, images=5, wrong=3), [network(seed, width=4) for seed in range(2)]
+    together = side_by_side(models).double()
+    x, y = data.x.double(), data.y
+    found = second_order(together, x, y)
+    for seed in range(2):
+        library = dropreg.explicit_regularizer(one_of(together, seed), x[seed], method="exact")
+        torch.testing.assert_close(found.gauss_newton[seed].mean(), library)
+
+    def loss(eta):
+        return each_loss(forward(together, x, eta[:4], eta[4:]).logits, y)
+
+    strength = torch.zeros(8, dtype=torch.float64)
+    bends = torch.func.hessian(loss)(strength).diagonal(dim1=-2, dim2=-1).sum(-1)
+    torch.testing.assert_close(found.gauss_newton + found.dropped, bends / 2)
+
+
+def test_the_second_order_is_of_tanh_units():
+    together = side_by_side([network(0, activation=nn.ReLU)])
+    with pytest.raises(InputError, match="ReLU"):
+        second_order(together, torch.zeros(1, 1, 64), torch.zeros(1, 1, dtype=torch.long))

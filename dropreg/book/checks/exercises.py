@@ -80,3 +80,22 @@ def probability_of_width(answer: Answer, n: Numbers) -> None:
             "a wider layer is regularized less at the same q.": q,
         },
     )
+
+
+@check
+def curvature_of_one_logit(answer: Answer, n: Numbers) -> None:
+    """The second derivative of the binary cross-entropy in its logit is right."""
+    logit = 2 * n.normal() + 1.0
+    p = logit.sigmoid()
+    for label in (0.0, 1.0):
+        expect(
+            f"the second derivative for the label {label:.0f}",
+            answer.numbers(logit, label, shape=()),
+            p * (1 - p),
+            at="a logit of a check's own",
+            mistakes={
+                "that is the first derivative; differentiate once more.": p - label,
+                "that is the predicted probability, the first derivative of ln(1 + e^F).": p,
+                "one quarter is its largest value, at even odds.": 0.25,
+            },
+        )

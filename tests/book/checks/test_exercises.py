@@ -13,11 +13,16 @@ def covariance(k):
     return 2 - 1 / k
 
 
+def of_a_logit(logit, label):
+    return logit.sigmoid() * (1 - logit.sigmoid())
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_right_answers_pass(seed, capsys):
     exercises.variance_of_sum(variance, seed=seed)
     exercises.without_the_root(covariance, seed=seed)
-    assert capsys.readouterr().out.count("✓") == 2
+    exercises.curvature_of_one_logit(of_a_logit, seed=seed)
+    assert capsys.readouterr().out.count("✓") == 3
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,9 @@ def test_right_answers_pass(seed, capsys):
         (exercises.without_the_root, lambda k: 1 / k + 2 * (1 - 1 / k) ** 0.5, "enters squared"),
         (exercises.without_the_root, lambda k: 2 - 2 / k, "mean of k gradients"),
         (exercises.without_the_root, lambda k: None, "return"),
+        (exercises.curvature_of_one_logit, lambda f, y: f.sigmoid() - y, "once more"),
+        (exercises.curvature_of_one_logit, lambda f, y: f.sigmoid(), "predicted"),
+        (exercises.curvature_of_one_logit, lambda f, y: 0.25, "even odds"),
     ],
 )
 def test_mistakes_are_named(check, wrong, says):
