@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.nn.utils import parameters_to_vector
 from torch import nn
+from torch.nn.utils import parameters_to_vector
 
 import dropreg
 from dropreg.book.wrong_labels import (
