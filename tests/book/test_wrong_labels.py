@@ -44,7 +44,9 @@ def test_a_network_taken_out_computes_what_it_computed_beside_the_others():
     for seed, model in enumerate(models):
         expected = model.eval()(data.test_x[seed])
         torch.testing.assert_close(together(data.test_x)[seed], expected)
-        torch.testing.assert_close(one_of(together, seed).eval()(data.test_x[seed]), expected)
+        alone = one_of(together, seed).eval()
+        torch.testing.assert_close(alone(data.test_x[seed]), expected)
+        assert all(parameter.is_contiguous() for parameter in alone.parameters())
 
 
 def test_trained_side_by_side_they_are_what_each_would_be_alone():
