@@ -161,8 +161,9 @@ def one_of(together: nn.Sequential, seed: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for layer in together.children():
         if isinstance(layer, SideBySide):
-            weight = layer.weight.detach()[seed].T.clone(memory_format=torch.contiguous_format)
-            bias = layer.bias.detach()[seed, 0]
+            weight, bias = layer.weight.detach()[seed].T, layer.bias.detach()[seed, 0]
+            # Contiguous, as a layer's own weights are: `view(-1)` works on them.
+            weight = weight.clone(memory_format=torch.contiguous_format)
             linear = nn.Linear(weight.shape[1], weight.shape[0])
             linear.weight.data, linear.bias.data = weight, bias.clone()
             layers.append(linear)

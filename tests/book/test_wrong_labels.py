@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils import parameters_to_vector
 
 import dropreg
 from dropreg.book.wrong_labels import (
@@ -52,7 +51,7 @@ def test_a_network_taken_out_computes_what_it_computed_beside_the_others():
         torch.testing.assert_close(together(data.test_x)[seed], expected)
         alone = one_of(together, seed).eval()
         torch.testing.assert_close(alone(data.test_x[seed]), expected)
-        assert parameters_to_vector(alone.parameters()).shape == (64 * 8 + 8 * 8 + 8 * 10 + 26,)
+        assert all(parameter.is_contiguous() for parameter in alone.parameters())
 
 
 def test_trained_side_by_side_they_are_what_each_would_be_alone():
