@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from dropreg.book.checks.core import Answer, Numbers, check, expect
 
 
@@ -75,9 +77,11 @@ def three_weights(answer: Answer, n: Numbers) -> None:
         (1 - e, (e + i) / 2, (e - i) / 2),
         at=f"explicit {e}, implicit {i}",
         mistakes={
-            "the signs of mask and mirror image are exchanged.": (1 - e, (e - i) / 2, (e + i) / 2),
+            "the signs of mask and mirror image are exchanged.": torch.tensor(
+                [1 - e, (e - i) / 2, (e + i) / 2]
+            ),
             "the even part holds the clean loss already: its weight is reduced by the explicit "
-            "strength.": (1.0, (e + i) / 2, (e - i) / 2),
-            "even and odd part have the factor 1/2.": (1 - e, e + i, e - i),
+            "strength.": torch.tensor([1.0, (e + i) / 2, (e - i) / 2]),
+            "even and odd part have the factor 1/2.": torch.tensor([1 - e, e + i, e - i]),
         },
     )
