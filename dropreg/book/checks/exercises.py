@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from dropreg.book.checks.core import Answer, Numbers, check, expect
 
 
@@ -99,3 +101,42 @@ def curvature_of_one_logit(answer: Answer, n: Numbers) -> None:
                 "one quarter is its largest value, at even odds.": 0.25,
             },
         )
+
+
+@check
+def share_left(answer: Answer, n: Numbers) -> None:
+    """The share that is left is right for each k and each order."""
+    k = n.integer(3, 12)
+    for order, name in ((2, "the variance"), (3, "the third cumulant"), (4, "the fourth")):
+        expect(
+            f"the share of {name}",
+            answer.numbers(k, order, shape=()),
+            k ** (1 - order),
+            at=f"k = {k}",
+            mistakes={
+                "k independent terms add up: k of them, each with the factor 1/k to that "
+                "power.": float(k) ** -order,
+                "that is the variance's share, for every order.": 1 / k,
+                "that is what grows, not what is left.": float(k ** (order - 1)),
+            },
+        )
+
+
+@check
+def three_weights(answer: Answer, n: Numbers) -> None:
+    """The weights of the clean and the two masked losses are right."""
+    e, i = n.uniform(0.2, 0.8), n.uniform(1.1, 1.9)
+    expect(
+        "the weights of clean loss, mask and mirror image",
+        answer.numbers(e, i, shape=(3,)),
+        (1 - e, (e + i) / 2, (e - i) / 2),
+        at=f"explicit {e}, implicit {i}",
+        mistakes={
+            "the signs of mask and mirror image are exchanged.": torch.tensor(
+                [1 - e, (e - i) / 2, (e + i) / 2]
+            ),
+            "the even part holds the clean loss already: its weight is reduced by the explicit "
+            "strength.": torch.tensor([1.0, (e + i) / 2, (e - i) / 2]),
+            "even and odd part have the factor 1/2.": torch.tensor([1 - e, e + i, e - i]),
+        },
+    )

@@ -85,3 +85,30 @@ def test_exact_cases_pass(seed, capsys):
 def test_mistakes_of_exact_cases_are_named(check, wrong, says):
     with pytest.raises(Mistake, match=says):
         check(wrong)
+
+
+def weights(explicit, implicit):
+    return 1 - explicit, (explicit + implicit) / 2, (explicit - implicit) / 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_right_answers_of_the_chapters_that_separate_the_effects_pass(seed, capsys):
+    exercises.share_left(lambda k, order: k ** (1 - order), seed=seed)
+    exercises.three_weights(weights, seed=seed)
+    assert capsys.readouterr().out.count("✓") == 2
+
+
+@pytest.mark.parametrize(
+    ("check", "wrong", "says"),
+    [
+        (exercises.share_left, lambda k, order: float(k) ** -order, "independent terms"),
+        (exercises.share_left, lambda k, order: 1 / k, "for every order"),
+        (exercises.share_left, lambda k, order: k ** (order - 1), "what grows"),
+        (exercises.three_weights, lambda e, i: weights(e, -i), "exchanged"),
+        (exercises.three_weights, lambda e, i: (1.0, *weights(e, i)[1:]), "already"),
+        (exercises.three_weights, lambda e, i: (1 - e, e + i, e - i), "factor 1/2"),
+    ],
+)
+def test_their_mistakes_are_named(check, wrong, says):
+    with pytest.raises(Mistake, match=says):
+        check(wrong)
