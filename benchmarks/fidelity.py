@@ -233,7 +233,8 @@ def squared_mean(draws: Tensor) -> tuple[float, float]:
     """Estimate the squared length of the mean that draws scatter about, and its standard error.
 
     The mean of the products of all pairs of different draws: without bias, and so below zero now
-    and then where the truth is zero. The error is the jackknife's.
+    and then where the truth is zero. The error is the jackknife's: where the truth is zero, it is
+    too large by a factor of up to the root of two.
     """
     products, count = draws @ draws.T, len(draws)
     products.fill_diagonal_(0)
