@@ -13,6 +13,7 @@ import concurrent.futures
 import datetime
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ import nbformat
 import yaml
 from playwright.sync_api import sync_playwright
 
-from tools import ROOT, equations, times
+from tools import ROOT, equations, staging, times
 from tools.cache_key import cache_key
 from tools.notebooks import clean, code_hash, code_of
 
@@ -153,16 +154,34 @@ def fill(notebook: Any, executed: Any) -> None:
     clean(notebook)
 
 
-def landing_figure(notebooks: dict[Path, Any]) -> bytes:
-    """Return the figure of the first page, a PNG, out of the outputs of the cell that makes it."""
+def landing_figure(notebooks: dict[Path, Any], kind: str) -> str:
+    """Return the figure of the first page out of the outputs of the cell that makes it.
+
+    Args:
+        notebooks: Executed.
+        kind: image/png, in base64, for previews and where the repository is looked at; or
+            image/svg+xml, for the page.
+    """
     (cell,) = (
         cell
         for notebook in notebooks.values()
         for cell in notebook.cells
         if LANDING_TAG in cell.metadata.get("tags", [])
     )
-    (figure,) = (o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-    return base64.b64decode(figure)
+    (figure,) = (o.data[kind] for o in cell.outputs if kind in o.get("data", {}))
+    return str(figure)
+
+
+def show_landing_figure(page: Path, svg: str) -> None:
+    """Put the figure into the first page in the theme's colours, where it names its picture."""
+    text = page.read_text("utf-8")
+    (picture,) = re.finditer(rf"!\[([^]]+)\]\({re.escape(LANDING_FIGURE.as_posix())}\)", text)
+    name = "landing-figure"
+    figure = (
+        f'<figure class="dropreg-figure" id="{name}">{staging.themed(svg, name)}'
+        f'<figcaption class="sr-only" id="{name}-caption">{picture.group(1)}</figcaption></figure>'
+    )
+    page.write_text(text.replace(picture.group(), figure), "utf-8")
 
 
 def browser() -> str | None:
@@ -212,8 +231,9 @@ def stage(notebooks: dict[Path, Any]) -> Path:
     for name in ("_config.yml", "_toc.yml", "intro.md"):
         shutil.copy(ROOT / name, source)
     for path, notebook in notebooks.items():
-        nbformat.write(notebook, source / path.relative_to(ROOT))
-    (source / LANDING_FIGURE).write_bytes(landing_figure(notebooks))
+        nbformat.write(staging.presented(notebook, path.stem), source / path.relative_to(ROOT))
+    (source / LANDING_FIGURE).write_bytes(base64.b64decode(landing_figure(notebooks, "image/png")))
+    show_landing_figure(source / "intro.md", landing_figure(notebooks, staging.SVG))
     by_page = {path.relative_to(ROOT): notebook for path, notebook in notebooks.items()}
     for page, index in GENERATED.items():
         (source / f"{page}.md").write_text(index(by_page), "utf-8")
@@ -253,10 +273,11 @@ def print_book(page: Path, pdf: Path) -> None:
         opened.set_default_timeout(15 * 60_000)
         opened.goto(page.as_uri())
         opened.evaluate("() => MathJax.startup.promise")
-        # On paper nothing unfolds. How a figure is drawn stays folded, and book.css leaves it out.
+        # On paper nothing unfolds. How a figure is drawn stays folded, and book.css leaves it out;
+        # so does a check, and its badge says that it passed.
         opened.evaluate(
             """() => document.querySelectorAll('details').forEach(
-                d => { d.open = !d.closest('.tag_hide-input'); })"""
+                d => { d.open = !d.closest('.tag_hide-input, .tag_checked'); })"""
         )
         # Each word of code that has an element becomes an entry of the file, and most words have
         # one: without those of the plain words, the file is a third smaller and made faster.
@@ -308,7 +329,7 @@ def store(notebooks: dict[Path, Any]) -> None:
         fill(now, notebook)
         nbformat.write(now, path)
     stored = {path: nbformat.read(path, as_version=4) for path in chapters()}
-    (ROOT / LANDING_FIGURE).write_bytes(landing_figure(stored))
+    (ROOT / LANDING_FIGURE).write_bytes(base64.b64decode(landing_figure(stored, "image/png")))
 
 
 def main() -> None:

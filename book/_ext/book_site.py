@@ -51,6 +51,16 @@ def list_the_bibliography(
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
+def name_what_is_folded(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
+) -> None:
+    """A line that unfolds a cell is read aloud as it stands, not as "Toggle hidden content"."""
+    if "body" in context:
+        context["body"] = context["body"].replace(
+            '<summary aria-label="Toggle hidden content">', "<summary>"
+        )
+
+
 def plain_previews(
     app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
 ) -> None:
@@ -66,6 +76,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("config-inited", show_logo)
     app.connect("html-page-context", say_version)
     app.connect("html-page-context", list_the_bibliography)
+    app.connect("html-page-context", name_what_is_folded)
     # After the handlers of others have added what is changed here.
     app.connect("html-page-context", no_editing_of_what_is_made, priority=900)
     app.connect("html-page-context", plain_previews, priority=900)

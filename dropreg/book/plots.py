@@ -48,11 +48,11 @@ def use_style(*formats: str) -> None:
     with needs("book", "use_style"):
         import seaborn as sns
 
-    ink, text = NEUTRAL["ink"], 11.5
+    ink, text = NEUTRAL["ink"], 12
     sns.set_theme(
         style="whitegrid",
         rc={
-            # 360 points: as many pixels as a phone has, so that a point of text is one there.
+            # 360 points: about as many pixels as a phone has for it, so that its letters have 11 there.
             "figure.figsize": (5.0, 3.5),
             "figure.dpi": 110,
             "figure.constrained_layout.use": True,
