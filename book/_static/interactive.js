@@ -363,7 +363,7 @@
       const x = scale(data.x[0], data.x.at(-1), 8, WIDTH - 8);
       const heights = data.points.map(([, height]) => height);
       const [low, high] = [Math.min(...heights), Math.max(...heights)];
-      const room = 0.35 * (high - low);
+      const room = 0.12 * (high - low);
       const up = scale(low - room, high + room, 190, 24);
       const y = (value) => Math.min(200, Math.max(20, up(value))).toFixed(1);
       const path = (values) => values.map((v, i) => `${i ? "L" : "M"}${x(data.x[i]).toFixed(1)} ${y(v)}`).join("");
