@@ -6,9 +6,11 @@ that holds of it, may differ on another processor.
 A slide types no number and holds no picture of its own. Its source, Markdown with Jinja's braces
 written as `<<` and `>>`, asks a cell of a chapter for them:
 
-- `<< figure("what/two_effects", "two_effects-09") >>`: the picture that the cell drew;
-- `<< says("apart/dropout_k", "c16", "last epoch: {} %") >>`: the number that it printed there, with
-  its interval if it has one; `{*}` takes the rest of the line, `…` skips something;
+- `<< figure("what/two_effects", "two_effects-09") >>`: the picture that the cell drew; its text
+  alternative is the caption, the cell after it;
+- `<< says("apart/dropout_k", "c16", "last epoch: {} %") >>`: the number that it printed there, or
+  that answers a vote, with its interval if it has one; `{*}` takes the rest of the line, `…` skips
+  something;
 - `<< holds("apart/dropout_k", "c17", "last epoch: perplexity rises with k") >>`: nothing on the
   slide, but the build fails where the cell no longer prints this: no sentence outlives its result;
 - `<< table("start/quickstart", "quickstart-17") >>`: the cell's table, or some rows and columns;
@@ -20,7 +22,6 @@ A source that asks for what is not there stops the build, and _build/slides stay
 """
 
 import argparse
-import base64
 import os
 import re
 import shutil
@@ -41,6 +42,7 @@ SOURCES = ROOT / "slides"
 SLIDES = build_book.BUILD / "slides"
 SETTINGS = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
 
+CAPTION = re.compile(r"\*\*Figure \d+\.\*\* (.+)", re.DOTALL)
 NUMBER = r"([+-]?\d(?:[\d.,]*\d)?(?: ± [\d.]*\d)?)"
 
 
@@ -70,18 +72,19 @@ class Chapters:
         return found[0]
 
     def figure(self, page: str, cell_id: str) -> str:
-        name = f"{page.replace('/', '-')}-{cell_id}.png"
-        (self.pictures / name).write_bytes(base64.b64decode(self._data(page, cell_id, "image/png")))
-        (alt,) = (
-            cell.metadata.mystnb.image.alt
-            for cell in self.notebooks[page].cells
-            if cell.get("id") == cell_id
-        )
-        return f"![{alt}](figures/{name})"
+        name = f"{page.replace('/', '-')}-{cell_id}.svg"
+        (self.pictures / name).write_text(self._data(page, cell_id, "image/svg+xml"), "utf-8")
+        cells = self.notebooks[page].cells
+        (place,) = (i for i, cell in enumerate(cells) if cell.get("id") == cell_id)
+        caption = CAPTION.match(cells[place + 1].source) if place + 1 < len(cells) else None
+        if not caption:
+            raise Missing(
+                f"{page}, cell {cell_id}: no caption, **Figure N.**, in the cell after it"
+            )
+        return f"![{_plain(caption.group(1))}](figures/{name})"
 
     def says(self, page: str, cell_id: str, pattern: str) -> str:
-        outputs = self._outputs(page, cell_id)
-        text = "".join(o.text for o in outputs if o.output_type == "stream").replace("\xa0", " ")
+        text = "".join(map(_said, self._outputs(page, cell_id))).replace("\xa0", " ")
         expression = re.sub(r"(\\\s)+", r"\\s+", re.escape(pattern))
         for sign, meaning in ((r"\{\}", NUMBER), (r"\{\*\}", "(.+)"), ("…", "(?s:.*?)")):
             expression = expression.replace(sign, meaning)
@@ -136,6 +139,20 @@ class Chapters:
         colab += f"{repository['branch']}/book/{page}.ipynb#scrollTo="
         cells = "".join(f", cell [{cell_id}]({colab}{cell_id})" for cell_id in cell_ids)
         return f"{{.source}}\nFrom [{title}]({settings['baseurl']}book/{page}.html){cells}"
+
+
+def _said(output: Any) -> str:
+    """What an output says in words: printed, or the answer to a vote."""
+    if output.output_type == "stream":
+        return str(output.text)
+    data = output.get("data", {})
+    return f"{data['text/plain']}\n" if "dropreg-outcome" in data.get("text/html", "") else ""
+
+
+def _plain(caption: str) -> str:
+    """A caption as a text alternative: no links, no emphasis, no dollars about mathematics."""
+    text = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", caption)
+    return " ".join(re.sub(r"\\(text|mathrm|operatorname)\b|[*`$\[\]{}\\]", "", text).split())
 
 
 def _set(text: str) -> str:

@@ -71,10 +71,52 @@
     };
   }
 
-  function button(figure, label, act) {
-    const element = make("button", { type: "button" }, label);
-    element.addEventListener("click", act);
-    figure.append(make("div", { class: "control" }, element));
+  // One step by one button; many, one after the other, by another one, for whom moving things do not trouble.
+  // `advance` makes a step and says whether there are more.
+  function player(figure, label, milliseconds, advance) {
+    const once = make("button", { type: "button" }, label);
+    const sign = make("span", { "aria-hidden": "true" }, "▶ ");
+    const play = make("button", { type: "button", "aria-pressed": "false" }, sign, "Play");
+    const calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+    let timer = 0;
+    const turn = (on) => {
+      clearInterval(timer);
+      timer = on ? setInterval(step, milliseconds) : 0;
+      play.setAttribute("aria-pressed", String(on));
+      sign.textContent = on ? "❚❚ " : "▶ ";
+      // Words that change twice a second are not read aloud; those on which it stops are.
+      const says = figure.querySelector(".says");
+      if (says) {
+        says.setAttribute("aria-live", on ? "off" : "polite");
+        if (!on) says.textContent = says.textContent;
+      }
+    };
+    const stop = () => {
+      if (timer) turn(false);
+    };
+    const step = () => {
+      if (!advance()) stop();
+    };
+    const heed = () => {
+      stop();
+      play.hidden = calm.matches;
+    };
+    once.addEventListener("click", () => {
+      stop();
+      advance();
+    });
+    play.addEventListener("click", () => {
+      if (timer) return stop();
+      turn(true);
+      step();
+    });
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) stop();
+    });
+    calm.addEventListener("change", heed);
+    heed();
+    figure.append(make("div", { class: "control" }, once, play));
+    return stop;
   }
 
   function words(figure) {
@@ -169,9 +211,10 @@
       const law = choice(figure, "mask", laws.map(([name]) => name));
       const q = slider(figure, "dropout probability q", { min: 0, max: 0.9, step: 0.05, value: data.q }, two);
       let seed = 1;
-      button(figure, "Draw again", () => {
+      player(figure, "Next step", 700, () => {
         seed += 1;
         draw();
+        return true;
       });
       const [left, gap, high] = [34, 6, 11];
       const clear = drawing(figure, rows * high + (data.sequences - 1) * gap + 24);
@@ -203,7 +246,7 @@
           "features (filled: kept)");
         const entries = rows * data.features;
         say(
-          `${name}: ${meaning}. ${drawn.size} draws decide over ${entries} entries. ` +
+          `Step ${seed}. ${name}: ${meaning}. ${drawn.size} draws decide over ${entries} entries. ` +
             `Dropped: ${two(dropped / entries)} of them; expected ${two(q.value)}.`,
         );
       };
@@ -254,7 +297,7 @@
     strengths(figure, data) {
       const [min, max, step] = [data.strengths[0], data.strengths.at(-1), data.strengths[1] - data.strengths[0]];
       const dial = (label, value) => slider(figure, label, { min, max, step, value }, String);
-      const explicit = dial("explicit strength λₑ (goal)", data.start[0]);
+      const explicit = dial("explicit strength λₑ (objective)", data.start[0]);
       const implicit = dial("implicit strength λᵢ (noise)", data.start[1]);
       const clear = drawing(figure, 250);
       const say = words(figure);
@@ -301,6 +344,52 @@
         );
       };
       [explicit, implicit].forEach((each) => each.on(draw));
+      draw();
+    },
+
+    // data: {steps, x, truth, points, curves, errors}: points [[x, y], …]; for "none" and "dropout" a curve over x at
+    // each step, and what it is off by, {seen, true}: at the points and over all x; {start}, one of the steps
+    fit(figure, data) {
+      const last = data.steps.length - 1;
+      const step = slider(figure, "training step", { min: 0, max: last, step: 1, value: data.steps.indexOf(data.start) },
+        (i) => data.steps[i]);
+      const stop = player(figure, "Next step", 350, () => {
+        step.value = step.value === last ? 0 : step.value + 1;
+        draw();
+        return step.value < last;
+      });
+      const clear = drawing(figure, 236);
+      const say = words(figure);
+      const x = scale(data.x[0], data.x.at(-1), 8, WIDTH - 8);
+      const heights = data.points.map(([, height]) => height);
+      const [low, high] = [Math.min(...heights), Math.max(...heights)];
+      const room = 0.12 * (high - low);
+      const up = scale(low - room, high + room, 190, 24);
+      const y = (value) => Math.min(200, Math.max(20, up(value))).toFixed(1);
+      const path = (values) => values.map((v, i) => `${i ? "L" : "M"}${x(data.x[i]).toFixed(1)} ${y(v)}`).join("");
+      const names = { none: "without dropout", dropout: "with dropout" };
+      const draw = () => {
+        const at = step.value;
+        const svg = clear();
+        shape(svg, "path", { class: "axis", d: path(data.truth), "stroke-dasharray": "2 4" });
+        for (const name of Object.keys(names)) {
+          shape(svg, "path", { class: `line ${name}`, d: path(data.curves[name][at]) });
+        }
+        for (const [where, height] of data.points) {
+          shape(svg, "circle", { cx: x(where), cy: y(height), r: 3.5, fill: "currentColor" });
+        }
+        shape(svg, "text", { x: 8, y: 12, class: "none" }, names.none);
+        shape(svg, "text", { x: 128, y: 12, class: "dropout" }, names.dropout);
+        shape(svg, "text", { x: WIDTH - 8, y: 12, class: "end" }, "dotted: truth");
+        axis(svg, x, 204, [data.x[0], (data.x[0] + data.x.at(-1)) / 2, data.x.at(-1)], fixed(0), "x");
+        const off = Object.keys(names).map((name) =>
+          `${names[name]} ${two(data.errors[name].seen[at])} at the points and ${two(data.errors[name].true[at])} from the truth`);
+        say(`After ${data.steps[at]} steps the curve is off by (root mean square) ${off.join("; ")}.`);
+      };
+      step.on(() => {
+        stop();
+        draw();
+      });
       draw();
     },
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from dropreg.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INTERACTIVE_KINDS = ("masks", "masks-k", "noise-law", "simplex", "strengths")
+INTERACTIVE_KINDS = ("fit", "masks", "masks-k", "noise-law", "simplex", "strengths")
 """What the book's pages can let the reader move: the kinds of figure in `interactive.js`."""
 
 
@@ -112,11 +112,17 @@ def _table(columns: Mapping[str, Sequence[object]], caption: str) -> str:
 
 
 def _picture(figure: Figure, alt: str) -> str:
-    """Draw a figure into an image element that holds its own PNG, and close the figure."""
+    """Draw a figure into an SVG element with its words, and close the figure."""
     import matplotlib.pyplot as plt
 
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
+    file = io.StringIO()
+    unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dropreg"}):
+        figure.savefig(file, format="svg", metadata=unsaid)
     plt.close(figure)
-    source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    return f'<img src="{source}" alt="{html.escape(alt)}">'
+    svg = file.getvalue()
+    # A style in a picture that is part of a page would hold for the whole page.
+    svg = re.sub(r"<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    style = "max-width:100%;height:auto;stroke-linejoin:round;stroke-linecap:butt"
+    words = f'role="img" aria-label="{html.escape(alt)}" style="{style}"'
+    return svg.replace("<svg ", f"<svg {words} ", 1).strip()

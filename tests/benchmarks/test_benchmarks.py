@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Categorical, kl_divergence
 
 from benchmarks.__main__ import main
-from benchmarks.fidelity import last_layer, with_last_layer
+from benchmarks.fidelity import last_layer, squared_mean, with_last_layer
 from benchmarks.methods import VALUES, r_drop
 from benchmarks.workloads import WORKLOADS
 from dropreg import explicit_regularizer
@@ -72,11 +72,24 @@ def test_fidelity_at_tiny(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "tiny/cpu/fidelity.json").read_text())
     rows = {(r["model"], r["effect"], r["method"], r["step"]): r for r in found["rows"]}
     for model in ("lstm", "transformer", "relu-mlp"):
-        assert rows[model, "explicit", "jvp", None]["bias_on_same_noise"] == 0
+        assert rows[model, "explicit", "jvp", None]["squared_bias_on_same_noise"] == 0
         assert rows[model, "implicit", "analytic", None]["cosine_on_same_noise"] > 1 - 1e-6
     for model in ("lstm", "transformer"):  # smooth: a short step is the derivative
-        assert rows[model, "explicit", "central", 0.05]["bias_on_same_noise"] < 0.1
+        assert rows[model, "explicit", "central", 0.05]["squared_bias_on_same_noise"] < 0.01
         assert rows[model, "implicit", "central", 0.05]["cosine_on_same_noise"] > 0.98
+
+
+def test_the_squared_mean_has_no_sampling_noise_in_it_and_an_error() -> None:
+    """Of 2000 samples of 20 draws: its mean is the truth, and its spread what it says."""
+    truth = torch.tensor([0.3, -0.4, 0.0, 0.0, 0.0]).double()
+    generator = torch.Generator().manual_seed(0)
+    samples = truth + torch.randn(2000, 20, 5, generator=generator).double()
+    found = torch.tensor([squared_mean(draws) for draws in samples])
+    squares, errors = found[:, 0], found[:, 1]
+    assert abs(squares.mean() - truth @ truth) < 4 * squares.std() / 2000**0.5
+    naive = samples.mean(1).square().sum(1).mean()
+    assert naive > truth @ truth + 0.2  # what the length of a mean holds beside it: 5 / 20
+    assert 1 <= errors.square().mean().sqrt() / squares.std() < 1.45  # rather too large
 
 
 def test_closed_form_of_the_last_layer_is_exact() -> None:

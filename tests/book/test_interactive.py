@@ -1,6 +1,5 @@
 """The HTML of figures that can be moved."""
 
-import base64
 import json
 
 import matplotlib.pyplot as plt
@@ -39,12 +38,23 @@ def test_a_table_is_the_fallback():
 def test_a_picture_is_the_fallback():
     figure, axes = plt.subplots(figsize=(1, 1))
     axes.plot([0, 1])
-    image = made("simplex", {}, figure, 'A line that says "up"').img
-    kind, content = image["src"].split(",")
-    assert kind == "data:image/png;base64"
-    assert base64.b64decode(content).startswith(b"\x89PNG")
-    assert image["alt"] == 'A line that says "up"'
+    axes.set_title("a finding")
+    page = made("simplex", {}, figure, 'A line that says "up"')
+    (picture,) = page.find_all("svg")
+    assert picture["role"] == "img"
+    assert picture["aria-label"] == 'A line that says "up"'
+    assert "a finding" in [text.text for text in picture.find_all("text")]
+    assert picture.find(["style", "metadata"]) is None  # they would speak for the whole page
     assert not plt.fignum_exists(figure.number)
+
+
+def test_the_same_picture_is_the_same_file():
+    def drawn():
+        figure, axes = plt.subplots(figsize=(1, 1))
+        axes.plot([0, 1], "o-")
+        return interactive("fit", {}, figure, "A line")._repr_html_()
+
+    assert drawn() == drawn()
 
 
 def test_as_text_it_says_what_it_shows():

@@ -15,16 +15,16 @@ def test_a_figure_moves_by_the_keyboard(visit, kind):
     opened = visit(MOVING[kind])
     figure = opened.page.locator(f'figure[data-kind="{kind}"]')
     assert figure.locator(".fallback").is_hidden()
-    assert figure.locator("svg").is_visible()
+    assert figure.locator(".moving svg").is_visible()
     words = figure.locator('[aria-live="polite"]')
-    controls = figure.locator("input, select, button")
+    controls = figure.locator(":is(input, select, button):visible")
     assert controls.count() > 0
     for index in range(controls.count()):
         control = controls.nth(index)
         tag = control.evaluate("e => e.tagName")
         name = control.evaluate("e => (e.labels?.[0] ?? e).textContent")
         assert name.strip(), f"{kind}: a control without a name"
-        said, drawn = words.text_content(), figure.locator("svg").inner_html()
+        said, drawn = words.text_content(), figure.locator(".moving svg").inner_html()
         assert any(character.isdigit() for character in said)
         control.focus()
         if tag == "INPUT":
@@ -33,14 +33,14 @@ def test_a_figure_moves_by_the_keyboard(visit, kind):
             key = "ArrowDown" if tag == "SELECT" else "Enter"
         opened.page.keyboard.press(key)
         assert words.text_content() != said, f"{kind}: {name} changes nothing"
-        assert figure.locator("svg").inner_html() != drawn
+        assert figure.locator(".moving svg").inner_html() != drawn
     assert opened.problems == []
 
 
 @pytest.mark.parametrize("kind", MOVING)
 def test_a_figure_begins_the_same_each_time(visit, kind):
     first, second = (
-        visit(MOVING[kind]).page.locator(f'figure[data-kind="{kind}"] svg').inner_html()
+        visit(MOVING[kind]).page.locator(f'figure[data-kind="{kind}"] .moving svg').inner_html()
         for _ in range(2)
     )
     assert first == second
@@ -77,7 +77,7 @@ def fits_and_can_be_read(figure):
                 const color = getComputedStyle(e).backgroundColor;
                 return /, 0\\)$/.test(color) ? ground(e.parentElement) : color; };
             const texts = 'svg text, label, .value, .says, select, button';
-            return [...f.querySelectorAll(texts)].map(e => {
+            return [...f.querySelector('.moving').querySelectorAll(texts)].map(e => {
                 const style = getComputedStyle(e);
                 const back = light(ground(e));
                 const fore = light(e.closest('svg') ? style.fill : style.color);
@@ -124,7 +124,7 @@ def test_the_probabilities_can_be_dragged(visit, touch):
 def test_a_finger_moves_a_figure(visit, kind):
     page = visit(MOVING[kind], width=360, touch=True).page
     figure = page.locator(f'figure[data-kind="{kind}"]')
-    control = figure.locator("input[type=range], button").first
+    control = figure.locator("input[type=range]").first
     said = figure.locator('[aria-live="polite"]').text_content()
     control.scroll_into_view_if_needed()
     box = control.bounding_box()
@@ -133,11 +133,78 @@ def test_a_finger_moves_a_figure(visit, kind):
     assert figure.locator('[aria-live="polite"]').text_content() != said
 
 
+def said_by(figure):
+    return figure.locator(".says").text_content()
+
+
+@pytest.mark.parametrize("kind", ["fit", "masks"])
+def test_a_figure_plays_when_it_is_told_to_and_stops_when_nobody_looks(visit, kind):
+    page = visit(MOVING[kind]).page
+    page.emulate_media(reduced_motion="no-preference")
+    figure = page.locator(f'figure[data-kind="{kind}"]')
+    play = figure.get_by_role("button", name="Play")
+    page.clock.install()
+    page.reload()
+    begun = said_by(figure)
+    page.clock.run_for(5000)
+    assert said_by(figure) == begun  # paused until it is asked
+    play.focus()
+    page.keyboard.press("Enter")
+    assert play.get_attribute("aria-pressed") == "true"
+    assert figure.locator(".says").get_attribute("aria-live") == "off"
+    seen = set()
+    for _ in range(4):
+        seen.add(said_by(figure))
+        page.clock.run_for(700)
+    assert len(seen) == 4
+    page.evaluate(
+        """() => { Object.defineProperty(document, 'hidden', {value: true});
+            document.dispatchEvent(new Event('visibilitychange')); }"""
+    )
+    assert play.get_attribute("aria-pressed") == "false"
+    assert figure.locator(".says").get_attribute("aria-live") == "polite"
+    stopped = said_by(figure)
+    page.clock.run_for(5000)
+    assert said_by(figure) == stopped
+
+
+@pytest.mark.parametrize("kind", ["fit", "masks"])
+def test_for_whom_motion_troubles_a_button_makes_one_step(visit, kind):
+    page = visit(MOVING[kind]).page  # a visit asks for less motion
+    figure = page.locator(f'figure[data-kind="{kind}"]')
+    assert figure.get_by_role("button", name="Play").count() == 0
+    page.clock.install()
+    begun = said_by(figure)
+    figure.get_by_role("button", name="Next step").click()
+    once = said_by(figure)
+    assert once != begun
+    page.clock.run_for(5000)
+    assert said_by(figure) == once
+
+
+def test_a_fit_plays_to_its_end_and_stops_there(visit):
+    page = visit(MOVING["fit"]).page
+    page.emulate_media(reduced_motion="no-preference")
+    page.clock.install()
+    page.reload()
+    figure = page.locator('figure[data-kind="fit"]')
+    play, slider = figure.get_by_role("button", name="Play"), figure.get_by_role("slider")
+    play.click()
+    page.clock.run_for(60_000)
+    assert play.get_attribute("aria-pressed") == "false"
+    assert slider.input_value() == slider.get_attribute("max")
+    play.click()  # and begins again
+    assert slider.input_value() == "0"
+
+
 @pytest.mark.parametrize("kind", MOVING)
 def test_without_scripts_the_fallback_is_shown(visit, kind):
     figure = visit(MOVING[kind], scripts=False).page.locator(f'figure[data-kind="{kind}"]')
-    fallback = figure.locator(".fallback :is(table, img)")
+    fallback = figure.locator(".fallback > :is(table, svg)")
     assert fallback.is_visible()
-    text = fallback.get_attribute("alt") or fallback.inner_text()
+    text = fallback.evaluate(
+        """f => f.ariaLabel ?? document.getElementById(
+            f.getAttribute('aria-labelledby'))?.textContent ?? f.innerText"""
+    )
     assert len(text) > 20
     assert figure.locator(".moving").count() == 0

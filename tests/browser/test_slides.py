@@ -2,6 +2,7 @@
 
 import re
 
+import nbformat
 import pytest
 
 from tools import build_slides
@@ -95,7 +96,7 @@ def chapters(tmp_path):
     [
         (lambda c: c.figure("what/nothing", "x"), "no chapter what/nothing"),
         (lambda c: c.figure("start/quickstart", "x"), "no code cell x"),
-        (lambda c: c.figure("start/quickstart", "quickstart-12"), "0 outputs of image/png"),
+        (lambda c: c.figure("start/quickstart", "quickstart-12"), r"0 outputs of image/svg\+xml"),
         (lambda c: c.says("start/quickstart", "quickstart-21", "purple {}"), "is 0 times"),
         (lambda c: c.says("start/quickstart", "quickstart-21", "below no dropout"), "is 2 times"),
         (
@@ -134,6 +135,34 @@ def test_what_is_there_comes_as_it_stands(chapters):
     assert row.count("±") == 3
     assert "s &= \\sqrt{1 - \\tfrac1k}\n" in chapters.equation("apart/noise_back", 3)
     assert "\\tag" not in chapters.equation("derive/bend", 1)
+
+
+def drawn(after, tmp_path):
+    picture = nbformat.v4.new_output("display_data", {"image/svg+xml": "<svg>η</svg>"})
+    cell = nbformat.v4.new_code_cell("draw()", id="c1", outputs=[picture])
+    notebook = nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell(after)])
+    return build_slides.Chapters({"what/noise": notebook}, tmp_path).figure("what/noise", "c1")
+
+
+def test_the_caption_of_a_figure_is_its_text_alternative(tmp_path):
+    caption = "**Figure 12.** The *loss* $R_{\\text{drop}}$ [falls](x.md),\nby `half`."
+    shown = drawn(caption, tmp_path)
+    assert shown == "![The loss R_drop falls, by half.](figures/what-noise-c1.svg)"
+    assert (tmp_path / "what-noise-c1.svg").read_text("utf-8") == "<svg>η</svg>"
+
+
+def test_a_figure_without_a_caption_is_refused(tmp_path):
+    with pytest.raises(build_slides.Missing, match="no caption"):
+        drawn("A figure.", tmp_path)
+
+
+def test_what_answers_a_vote_can_be_quoted(tmp_path):
+    data = {"text/plain": "What came out: 13.6", "text/html": '<p class="dropreg-outcome">…</p>'}
+    table = {"text/plain": "What came out: 2", "text/html": "<table></table>"}
+    outputs = [nbformat.v4.new_output("execute_result", each) for each in (data, table)]
+    cell = nbformat.v4.new_code_cell("", id="c1", outputs=outputs)
+    chapters = build_slides.Chapters({"x": nbformat.v4.new_notebook(cells=[cell])}, tmp_path)
+    assert chapters.says("x", "c1", "came out: {}") == "13.6"
 
 
 def test_a_lecture_that_outlived_its_result_is_named(tmp_path):

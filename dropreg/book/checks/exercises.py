@@ -140,3 +140,23 @@ def three_weights(answer: Answer, n: Numbers) -> None:
             "even and odd part have the factor 1/2.": torch.tensor([1 - e, e + i, e - i]),
         },
     )
+
+
+@check
+def best_share(answer: Answer, n: Numbers) -> None:
+    """The share of least variance at equal time is right, for a share that costs s times its rows."""
+    s = n.uniform(1.5, 4)
+    for A, B in ((0.05 * n.uniform(1, 2), n.uniform(1, 2)), (20.0 * s, 1.0)):
+        truth = min(1.0, (A / (s * B)) ** 0.5)
+        expect(
+            "the best share",
+            answer.numbers(A, B, s, shape=()),
+            truth,
+            at=f"A = {A}, B = {B} and s = {s}",
+            mistakes={
+                "that is without what a share costs.": min(1.0, (A / B) ** 0.5),
+                "a share is at most 1.": (A / (s * B)) ** 0.5,
+                "that is its square.": min(1.0, A / (s * B)),
+                "a share that costs more should be smaller.": min(1.0, (s * A / B) ** 0.5),
+            },
+        )

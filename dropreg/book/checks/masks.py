@@ -232,7 +232,7 @@ def _exact(w: Tensor, x: Tensor, y: Tensor, q: float) -> tuple[float, float, flo
 
 
 @check
-def goal(dropout_k_loss: Answer, n: Numbers) -> None:
+def objective(dropout_k_loss: Answer, n: Numbers) -> None:
     """The expected loss is that of dropout, whatever k."""
     w, x, y, q = _regression(n)
     k, draws = n.integer(4, 6), 400

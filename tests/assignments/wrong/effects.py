@@ -236,7 +236,7 @@ def explicit_effect(model, x, y, draws):
     split("exchanged", "[(up - down) / 2, (up + down) / 2]", ["parts"], "changed places"),
     split("sign of the odd part", "[(up + down) / 2, (down - up) / 2]", ["parts"], "up minus down"),
     interval(
-        "second less first",
+        "second minus first",
         f"[(second - first).mean(), {T} * (first - second).std() / {ROOT}]",
         ["interval"],
         "first minus the second",

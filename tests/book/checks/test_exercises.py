@@ -112,3 +112,28 @@ def test_right_answers_of_the_chapters_that_separate_the_effects_pass(seed, caps
 def test_their_mistakes_are_named(check, wrong, says):
     with pytest.raises(Mistake, match=says):
         check(wrong)
+
+
+def share(A, B, s):
+    return min(1.0, (A / (s * B)) ** 0.5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_best_share_passes(seed, capsys):
+    exercises.best_share(share, seed=seed)
+    assert "✓" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda A, B, s: share(A, B, 1), "without what a share costs"),
+        (lambda A, B, s: (A / (s * B)) ** 0.5, "at most 1"),
+        (lambda A, B, s: min(1.0, A / (s * B)), "its square"),
+        (lambda A, B, s: share(A, B, 1 / s), "should be smaller"),
+        (lambda A, B, s: None, "return"),
+    ],
+)
+def test_mistakes_about_the_best_share_are_named(wrong, says):
+    with pytest.raises(Mistake, match=says):
+        exercises.best_share(wrong)
