@@ -78,9 +78,7 @@ class Chapters:
         (place,) = (i for i, cell in enumerate(cells) if cell.get("id") == cell_id)
         caption = CAPTION.match(cells[place + 1].source) if place + 1 < len(cells) else None
         if not caption:
-            raise Missing(
-                f"{page}, cell {cell_id}: no caption, **Figure N.**, in the cell after it"
-            )
+            raise Missing(f"{page}, cell {cell_id}: the cell after it is no caption")
         return f"![{_plain(caption.group(1))}](figures/{name})"
 
     def says(self, page: str, cell_id: str, pattern: str) -> str:

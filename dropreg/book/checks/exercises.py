@@ -144,7 +144,7 @@ def three_weights(answer: Answer, n: Numbers) -> None:
 
 @check
 def best_share(answer: Answer, n: Numbers) -> None:
-    """The share of least variance at equal time is right, where it costs s times its rows."""
+    """The share of least variance at equal time is right, if a share costs s times its rows."""
     s = n.uniform(1.5, 4)
     for A, B in ((0.05 * n.uniform(1, 2), n.uniform(1, 2)), (20.0 * s, 1.0)):
         truth = min(1.0, (A / (s * B)) ** 0.5)
