@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import html
 import platform
+import textwrap
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
+
+COLUMNS = 76
+"""Of text that a page prints, as of code that is seen: what is wider is broken on a phone."""
 
 
 class CheckFailed(AssertionError):
@@ -102,7 +106,7 @@ def spent(start: float, *facts: str) -> None:
 
     print(f"{time.process_time() - start:.0f} s of one core")
     packages = ("dropreg", "torch", "numpy", "scikit-learn", "matplotlib")
-    print(", ".join(f"{name} {version(name)}" for name in packages))
+    print(textwrap.fill(", ".join(f"{name} {version(name)}" for name in packages), COLUMNS))
     threads = torch.get_num_threads()
     print(
         f"Python {platform.python_version()}, {platform.machine()} CPU, "

@@ -64,6 +64,7 @@ def use_style(*formats: str) -> None:
                 for part in ("axes.label", "xtick.label", "ytick.label", "legend.font")
             },
             "legend.title_fontsize": text,
+            "legend.frameon": False,
             "axes.titlesize": 12.5,
             "axes.titlelocation": "left",
             "axes.titleweight": "bold",
@@ -240,6 +241,8 @@ def fit_curves(
 ) -> None:
     """Draw test loss over training loss, one line for each arm, with a dot where it is lowest.
 
+    The lines have their labels; where a legend of so many finds room, the caller knows.
+
     Args:
         axes: Where to draw.
         curves: For each label an arm's training and test losses, (looks,) each, in nats.
@@ -259,4 +262,3 @@ def fit_curves(
     axes.set(xlabel="training loss (nats)", ylabel="test loss (nats)")
     axes.set(ylim=(lowest - 0.1 * room, lowest + room))
     axes.invert_xaxis()  # training goes on to the right
-    axes.legend(fontsize=8, loc="upper left", ncols=2)
