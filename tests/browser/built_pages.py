@@ -5,7 +5,7 @@ from tools import build_book
 PAGES = [f"{page}.html" for page in build_book.read_toc()]
 # Where each kind of figure that can be moved stands.
 MOVING = {
-    "fit": "book/start/quickstart.html",
+    "fit": "book/start/preface.html",
     "noise-law": "book/what/noise.html",
     "masks": "book/what/noise.html",
     "masks-k": "book/apart/dropout_k.html",
