@@ -28,7 +28,7 @@ SMALL = """() => [...document.querySelectorAll('figure.dropreg-figure svg')].fla
             || box.top < room.top - 2 || box.bottom > room.bottom + 2;
         return [...small.map(size => [svg.closest('figure').id, t.textContent, size.toFixed(1)]),
             ...(outside ? [[svg.closest('figure').id, t.textContent, 'outside']] : [])]; }); })"""
-# Where a thick line of data runs through the letters of a label.
+# Where a thick line of data, as far as it is shown, runs through the letters of a label.
 THROUGH = """() => [...document.querySelectorAll('figure.dropreg-figure svg')].flatMap(svg => {
     const data = /--(none|dropout|explicit|implicit|both|ink|mid)/;
     const lines = [...svg.querySelectorAll('path, line, polyline')].filter(path => {
@@ -36,6 +36,12 @@ THROUGH = """() => [...document.querySelectorAll('figure.dropreg-figure svg')].f
         return style.fill === 'none' && style.stroke !== 'none' && !path.closest('defs')
             && parseFloat(style.strokeWidth) > 1.1
             && data.test(path.getAttribute('style')); });
+    const shown = (path, point) => {
+        const name = path.closest('[clip-path]')?.getAttribute('clip-path').match(/#([^)]+)/)[1];
+        if (!name) return true;
+        const of = key => Number(document.querySelector(`[id="${name}"] rect`).getAttribute(key));
+        return point.x >= of('x') && point.x <= of('x') + of('width')
+            && point.y >= of('y') && point.y <= of('y') + of('height'); };
     return [...svg.querySelectorAll('text')].filter(t => t.textContent.trim()).flatMap(t => {
         const box = t.getBoundingClientRect();
         const points = [];
@@ -47,8 +53,9 @@ THROUGH = """() => [...document.querySelectorAll('figure.dropreg-figure svg')].f
             if (other.right < box.left || other.left > box.right || other.bottom < box.top - 1
                 || other.top > box.bottom + 1) return false;
             const back = path.getScreenCTM().inverse();
-            return points.filter(([x, y]) =>
-                path.isPointInStroke(new DOMPoint(x, y).matrixTransform(back))).length > 0; })
+            return points.some(([x, y]) => {
+                const point = new DOMPoint(x, y).matrixTransform(back);
+                return path.isPointInStroke(point) && shown(path, point); }); })
             ? [[svg.closest('figure').id, t.textContent]] : []; }); })"""
 
 
