@@ -273,11 +273,14 @@ def print_book(page: Path, pdf: Path) -> None:
         opened.set_default_timeout(15 * 60_000)
         opened.goto(page.as_uri())
         opened.evaluate("() => MathJax.startup.promise")
-        # On paper nothing unfolds. How a figure is drawn stays folded, and book.css leaves it out;
-        # so does a check, and its badge says that it passed.
+        # On paper nobody votes, and nothing unfolds: hints and solutions are open. Code that only
+        # serves is left out by book.css, and of a check the badge says that it passed.
         opened.evaluate(
-            """() => document.querySelectorAll('details').forEach(
-                d => { d.open = !d.closest('.tag_hide-input, .tag_checked'); })"""
+            """() => {
+                document.querySelectorAll('[hidden="until-found"]').forEach(
+                    e => e.removeAttribute('hidden'));
+                document.querySelectorAll('details').forEach(
+                    d => { d.open = !d.closest('.cell:not(.tag_solution)'); }); }"""
         )
         # Each word of code that has an element becomes an entry of the file, and most words have
         # one: without those of the plain words, the file is a third smaller and made faster.

@@ -80,8 +80,8 @@ def fold(cell: Any) -> None:
     tags = cell.metadata.get("tags", [])
     if not {"hide-cell", "hide-input"} & set(tags):
         tags = [*tags, "hide-input"]
-    if title.startswith("Checked:"):
-        tags = [*tags, "checked"]
+    if title.startswith(("Checked:", "Solution")):
+        tags = [*tags, title.split(":")[0].split()[0].lower()]
     cell.metadata.tags = tags
     cell.metadata.mystnb = {"code_prompt_show": title, "code_prompt_hide": title}
     cell.source = cell.source.split("\n", 1)[1] if "\n" in cell.source else ""

@@ -30,6 +30,15 @@ def test_a_title_becomes_the_line_that_unfolds():
     assert seen.source
 
 
+def test_solutions_are_known_on_paper():
+    (cell,) = staged(
+        new_code_cell(
+            "# @title Solution to exercise 1: the code\nf()", metadata={"tags": ["hide-cell"]}
+        )
+    )
+    assert cell.metadata.tags == ["hide-cell", "solution"]
+
+
 def test_a_check_stands_behind_the_last_of_its_equations():
     text = "We\n\n$$\na \\tag{1}\n$$\n\nand\n\n$$\nb\n\\tag{2}\n$$\n\nwhere $c$, and\n\n$$\nd\n$$"
     check = new_code_cell(
