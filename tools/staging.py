@@ -29,8 +29,8 @@ VOTE = re.compile(
 # In the text, but not where it is another's figure ("figure 2 of the paper").
 MENTION = re.compile(r"\b[Ff]igure (\d+)\b(?! of )")
 # Book.css gives each of these variables a value in each theme.
-VARIABLES = {code: f"var(--{name})" for name, code in (COLORS | NEUTRAL).items()} | {
-    "#ffffff": "var(--paper)"
+VARIABLES = {code: f"var(--dr-{name})" for name, code in (COLORS | NEUTRAL).items()} | {
+    "#ffffff": "var(--dr-paper)"
 }
 
 

@@ -3,6 +3,7 @@
 import pytest
 from built_pages import PAGES
 
+from dropreg.book.plots import COLORS, NEUTRAL
 from tools.reading import LINES
 
 # Of code and of what it printed, that which does not fit into its box, or the box not on the page.
@@ -30,7 +31,7 @@ SMALL = """() => [...document.querySelectorAll('figure.dropreg-figure svg')].fla
             ...(outside ? [[svg.closest('figure').id, t.textContent, 'outside']] : [])]; }); })"""
 # Where a thick line of data, as far as it is shown, runs through the letters of a label.
 THROUGH = """() => [...document.querySelectorAll('figure.dropreg-figure svg')].flatMap(svg => {
-    const data = /--(none|dropout|explicit|implicit|both|ink|mid)/;
+    const data = /--dr-(none|dropout|explicit|implicit|both|ink|mid)/;
     const lines = [...svg.querySelectorAll('path, line, polyline')].filter(path => {
         const style = getComputedStyle(path);
         return style.fill === 'none' && style.stroke !== 'none' && !path.closest('defs')
@@ -57,6 +58,17 @@ THROUGH = """() => [...document.querySelectorAll('figure.dropreg-figure svg')].f
                 const point = new DOMPoint(x, y).matrixTransform(back);
                 return path.isPointInStroke(point) && shown(path, point); }); })
             ? [[svg.closest('figure').id, t.textContent]] : []; }); })"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_colour_of_a_figure_is_there_in_both_themes(visit, scheme):
+    page = visit(PAGES[0], scheme=scheme).page
+    for name in (*COLORS, *NEUTRAL, "paper"):
+        value = page.evaluate(
+            "name => getComputedStyle(document.querySelector('figure svg')).getPropertyValue(name)",
+            f"--dr-{name}",
+        )
+        assert value.strip(), f"--dr-{name}: the theme has taken it"
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -114,6 +114,10 @@ def test_the_page_is_light(page):
     assert sum(file.stat().st_size for file in own) <= LIGHT
 
 
+def test_no_table_is_left_as_markdown(page):
+    assert "|---|" not in parsed(page).find("article").get_text().replace("—", "---")
+
+
 def test_links_to_elsewhere_are_well_formed(page):
     for link in parsed(page).select("article a[href]"):
         parts = urlsplit(link["href"])

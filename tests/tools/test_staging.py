@@ -84,7 +84,7 @@ def test_a_figure_has_the_themes_colours_and_its_caption():
     assert 'role="img" aria-labelledby="page-figure-1-caption"' in html
     assert "#" not in re.sub(r"url\(#page-figure-1-p1\)", "", html)
     for variable in ("dropout", "ink", "paper"):
-        assert f"var(--{variable})" in html
+        assert f"var(--dr-{variable})" in html
     assert 'id="page-figure-1-p1"' in html
     assert "figure_1" not in html
     assert "1.23 2" in html
@@ -103,7 +103,7 @@ def test_a_figure_that_moves_keeps_its_script():
     figure, _ = staged(moving, new_markdown_cell("**Figure 1.** It moves."))
     shown = figure.outputs[0].data["text/html"]
     assert shown.startswith('<figure class="dropreg-interactive" id="page-figure-1" data-kind="k">')
-    assert "var(--dropout)" in shown
+    assert "var(--dr-dropout)" in shown
     assert script in shown
 
 
@@ -116,9 +116,9 @@ def test_the_committed_notebook_is_not_touched():
 
 def test_the_style_sheet_has_every_colour_of_a_figure_in_both_themes():
     css = (ROOT / "book/_static/book.css").read_text("utf-8")
-    light = re.search(r"^html \{ (--none.*?) \}", css, re.MULTILINE).group(1)
-    dark = re.search(r'^html\[data-theme="dark"\] \{ (--none.*?) \}', css, re.MULTILINE).group(1)
+    light = re.search(r"^html \{ (--dr-none.*?) \}", css, re.MULTILINE).group(1)
+    dark = re.search(r'^html\[data-theme="dark"\] \{ (--dr-none.*?) \}', css, re.MULTILINE).group(1)
     for name, code in (COLORS | NEUTRAL).items():
-        assert f"--{name}: {code};" in f"{light};"
-        assert f"--{name}: " in dark
-        assert f"--{name}: {code};" not in dark
+        assert f"--dr-{name}: {code};" in f"{light};"
+        assert f"--dr-{name}: " in dark
+        assert f"--dr-{name}: {code};" not in dark
