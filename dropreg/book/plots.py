@@ -164,6 +164,7 @@ def label_ends(axes: Axes) -> None:
                 "arrowstyle": "-",
                 "color": line.get_color(),
                 "lw": 0.8,
+                "relpos": (0, 0.5),  # to its beginning: to its middle a line would cross others
                 "shrinkA": 1,
                 "shrinkB": 1,
             },
