@@ -122,7 +122,9 @@ def test_the_probabilities_can_be_dragged(visit, touch):
 
 @pytest.mark.parametrize("kind", [kind for kind in MOVING if kind != "simplex"])
 def test_a_finger_moves_a_figure(visit, kind):
-    page = visit(MOVING[kind], width=360, touch=True).page
+    opened = visit(MOVING[kind], width=360, touch=True)
+    opened.show_everything()  # it may wait for a vote
+    page = opened.page
     figure = page.locator(f'figure[data-kind="{kind}"]')
     control = figure.locator("input[type=range]").first
     said = figure.locator('[aria-live="polite"]').text_content()
