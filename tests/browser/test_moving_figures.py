@@ -13,6 +13,7 @@ def test_every_moving_figure_is_tested():
 @pytest.mark.parametrize("kind", MOVING)
 def test_a_figure_moves_by_the_keyboard(visit, kind):
     opened = visit(MOVING[kind])
+    opened.show_everything()  # it may wait for a vote
     figure = opened.page.locator(f'figure[data-kind="{kind}"]')
     assert figure.locator(".fallback").is_hidden()
     assert figure.locator(".moving svg").is_visible()
