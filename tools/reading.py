@@ -25,7 +25,7 @@ MAIN_LINE = (
     "Deriving the regularizers",
     "Replacing dropout",
 )
-LINES, COLUMNS = 12, 76
+LINES = 12
 """Of code that is seen, in one cell."""
 WORDS_A_MINUTE, EQUATIONS_A_MINUTE, LINES_A_MINUTE = 200, 2, 15
 

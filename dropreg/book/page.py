@@ -75,7 +75,7 @@ def came_out(vote: str | None, option: str | None, because: str) -> Outcome:
     The vote is a cell before it, in the same section, of two lines:
 
         # @title Vote: which of the two ends lower?
-        my_end = ""  # @param ["", "dropout", "explicit only", "no difference you could measure"]
+        my_end = ""  # @param ["", "dropout", "explicit only"]
 
     Args:
         vote: The variable of the vote.

@@ -1,7 +1,7 @@
 """The look of the book's figures: a colour for each thing, thin lines for seeds, bands.
 
 A figure is an SVG, drawn in the colours of a light page; the built book puts those of the reader's
-theme in their place (tools/figures.py). So a figure uses no colour but those named here.
+theme in their place (tools/staging.py). So a figure uses no colour but those named here.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import nbformat
 import pytest
 import yaml
 
+from dropreg.book.page import COLUMNS
 from tools import build_book, equations, notebooks, reading, staging
 
 CHAPTERS = {str(path.relative_to(build_book.ROOT)): path for path in build_book.chapters()}
@@ -198,7 +199,7 @@ def test_code_that_is_seen_is_short(notebook):
     for cell in reading.seen_code(notebook):
         lines = cell.source.splitlines()
         assert len(lines) <= reading.LINES, f"{len(lines)} lines:\n{cell.source}"
-        assert max(map(len, lines)) <= reading.COLUMNS, cell.source
+        assert max(map(len, lines)) <= COLUMNS, cell.source
 
 
 def test_a_folded_cell_says_what_it_does_in_colab_too(notebook):
