@@ -115,7 +115,19 @@ def test_the_page_is_light(page):
 
 
 def test_no_table_is_left_as_markdown(page):
-    assert "|---|" not in parsed(page).find("article").get_text().replace("—", "---")
+    seen = "".join(
+        text
+        for text in parsed(page).find("article").find_all(string=True)
+        if not text.find_parent("pre")  # code may make a table
+    )
+    assert "|---|" not in seen.replace("—", "---")
+
+
+def test_a_link_has_words_beside_its_formula(page):
+    """A formula is drawn by a script, and is no name of a link before."""
+    for link in parsed(page).select("article a[href]:has(.math)"):
+        texts = [text for text in link.find_all(string=True) if not text.find_parent(class_="math")]
+        assert re.search(r"\w", "".join(texts)), link["href"]
 
 
 def test_links_to_elsewhere_are_well_formed(page):
