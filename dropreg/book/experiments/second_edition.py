@@ -6,9 +6,13 @@ arms whose spread is pooled. `dropreg run --queue evidence` works them off in th
 each seed by seed: what the book rests on comes first.
 
 On November 28, 2026, before any of these runs was read by the rule, seeds and arms were made fewer
-and the order was changed, as one core would have taken another 28 hours: `lstm` had 12 seeds, those
-of 3 to 6 now had 6 to 8, `falling-rate`, `lstm-medium`, `lstm-kjv` and `clip` had Dropout_4, and
-`lstm-medium` the even part with and without the odd one. The two claims on `rates` are of that day.
+and the order was changed, as one core would have taken another 28 hours.
+
+- Seeds before: `lstm` 12; `share`, `falling-rate`, `ablations`, `clip`, `rates`, `share-clip` and
+  `share-unclipped` 8; `transformer-text`, `qrnn-text` and `lstm-kjv` 6; `lstm-medium` 4.
+- Arms before: Dropout_4 in `falling-rate`, `lstm-kjv` and `clip`; the even part with and without the
+  odd one in `lstm-medium`.
+- The three claims on `rates` are of that day.
 
 Both effects on a share of the batch take the place of the first edition's "every n-th update".
 There the state that an LSTM carries on is the mean of the pair's two for a sequence with noise;
