@@ -10,8 +10,8 @@ and the order was changed, as one core would have taken another 28 hours.
 
 - Seeds before: `lstm` 12; `share`, `falling-rate`, `ablations`, `clip`, `rates`, `share-clip` and
   `share-unclipped` 8; `transformer-text`, `qrnn-text` and `lstm-kjv` 6; `lstm-medium` 4.
-- Arms before: Dropout_4 in `falling-rate`, `lstm-kjv` and `clip`; the even part with and without the
-  odd one in `lstm-medium`.
+- Arms before: Dropout_4 in `falling-rate`, `lstm-kjv` and `clip`; the even part with and without
+  the odd one in `lstm-medium`.
 - The three claims on `rates` are of that day.
 
 Both effects on a share of the batch take the place of the first edition's "every n-th update".
