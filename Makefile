@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides assignments notebooks queue benchmark check test elsewhere families colab links hooks pins lint clean
+.PHONY: help env book serve slides assignments notebooks queue benchmark check test thorough elsewhere families colab links hooks pins lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -26,7 +26,7 @@ env:
 	  echo "Install one and name it: make PYTHON=python3.12 book" >&2; exit 1; }
 	@$(PYTHON) tools/environment.py
 
-book: env ## execute every notebook and render the book to _build/html
+book: env ## execute what has changed, and render the book to _build/html
 	@$(BIN)/python -m tools.build_book build --workers $(WORKERS)
 
 serve: book ## build the book and serve it on this machine
@@ -39,7 +39,7 @@ slides: env ## make the slides of three lectures, for _build/slides
 assignments: env ## make each assignment for students and for you, for assignments/ and _build/assignments
 	@$(BIN)/python -m assignments.grader build
 
-notebooks: env ## execute the notebooks (or ONLY=book/…ipynb) and store their outputs, to commit
+notebooks: env ## execute what has changed (or ONLY=book/…ipynb) and store the outputs, to commit
 	@$(BIN)/python -m tools.build_book notebooks $(ONLY) --workers $(WORKERS)
 
 queue: env ## work off the ledger's runs on one core, from a clone of the last commit (takes DROPREG_DATA)
@@ -64,6 +64,9 @@ check: env ## what takes no two minutes: style, types, most tests of the library
 
 test: env ## everything that is tested, in some 50 minutes (ONLY="lint tests": some parts)
 	@$(BIN)/python -m tools.run_tests --workers $(WORKERS) $(ONLY)
+
+thorough: env ## what takes too long for `make test`: all cases of a kind of which it tries some
+	@$(BIN)/python -m tools.run_tests thorough --workers $(WORKERS)
 
 elsewhere: env ## execute the notebooks as on other processors, with two threads and with other seeds
 	@$(BIN)/python -m tools.elsewhere --workers $(WORKERS)

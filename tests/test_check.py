@@ -173,16 +173,19 @@ def test_the_reference_of_r_approx_is_its_closed_form() -> None:
 
 
 @pytest.mark.slow
-def test_a_right_model_is_rarely_told_to_differ() -> None:
-    """At most one percent: of 100 seeds, three or more have a probability below 8 % even so."""
+@pytest.mark.parametrize(
+    ("seeds", "most"), [(10, 1), pytest.param(100, 2, marks=pytest.mark.thorough)]
+)
+def test_a_right_model_is_rarely_told_to_differ(seeds: int, most: int) -> None:
+    """In one percent at most: then more than two of 100 have a probability below 8 %."""
     alarms = 0
-    for seed in range(100):
+    for seed in range(seeds):
         generator = seeded(seed)
         model = network(activation=(nn.Tanh, nn.ReLU)[seed % 2], seed=seed)
         x = torch.randn((6, 4), generator=generator)
         y = torch.randint(3, (6,), generator=generator)
         alarms += not check(model, x, y, mc_samples=20, generator=generator).agrees
-    assert alarms <= 2
+    assert alarms <= most
 
 
 def test_the_model_and_the_random_states_are_left_as_they_were() -> None:

@@ -4,7 +4,8 @@
 `notebooks` stores the outputs of the same execution in book/, for Colab's and GitHub's readers.
 `links` asks each address outside the book whether it answers (a scheduled workflow does this).
 
-An execution is kept in _build/executed, until what decides its outputs changes: see cache_key.py.
+A notebook is executed when what decides its outputs has changed since those in book/ were made, and
+since the execution that is kept in _build/executed: see cache_key.py. `--again` executes it anyway.
 """
 
 import argparse
@@ -38,9 +39,10 @@ HTML = BUILD / "html"
 PDF = "two-effects-of-dropout.pdf"
 PAGE_NUMBER = '<p class="pageNumber" style="width: 100%; font-size: 8pt; text-align: center"></p>'
 GENERATED = {equations.PAGE: equations.index, times.PAGE: times.index}
-BROWSERS = ("chromium", "google-chrome")
+# The shell has no window, and opens a page in half the time.
+BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 HOW_TO_GET_A_BROWSER = (
-    "no Chromium or Chrome found: on Debian and Ubuntu run `apt-get install chromium`; "
+    "no Chromium or Chrome found: on Debian run `apt-get install chromium-headless-shell`; "
     "elsewhere put one of the two on the PATH"
 )
 
@@ -99,8 +101,9 @@ def execute(notebook: Any, folder: Path, kept: Path) -> float:
         client.execute()
     seconds, after = time.perf_counter() - start, os.times()
     notebook.metadata.run = {
+        "key": kept.stem,
         # Of the kernel, a child that has ended; unlike `seconds`, hardly more on a busy machine.
-        "processor_seconds": sum(after[2:4]) - sum(before[2:4]),
+        "processor_seconds": round(sum(after[2:4]) - sum(before[2:4]), 1),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
@@ -110,12 +113,23 @@ def execute(notebook: Any, folder: Path, kept: Path) -> float:
     return seconds
 
 
-def execute_all(paths: list[Path], workers: int) -> dict[Path, Any]:
-    """Return each notebook with fresh outputs, executing those which are not kept already."""
+def execute_all(paths: list[Path], workers: int, *, again: bool = False) -> dict[Path, Any]:
+    """Return each notebook with outputs that are current, executing those which have none.
+
+    Args:
+        paths: Of notebooks of the book.
+        workers: How many are executed side by side.
+        again: Execute all, as for times on a quiet machine.
+    """
     EXECUTED.mkdir(parents=True, exist_ok=True)
     notebooks = {path: nbformat.read(path, as_version=4) for path in paths}
     kept = {path: kept_at(nb) for path, nb in notebooks.items()}
-    todo = [path for path in notebooks if not kept[path].exists()]
+    stale = [
+        path
+        for path, notebook in notebooks.items()
+        if again or notebook.metadata.get("run", {}).get("key") != kept[path].stem
+    ]
+    todo = [path for path in stale if again or not kept[path].exists()]
     print(f"==> Executing {len(todo)} of {len(notebooks)} notebooks, {workers} at once", flush=True)
     failed = []
     with concurrent.futures.ProcessPoolExecutor(workers) as pool:
@@ -135,10 +149,8 @@ def execute_all(paths: list[Path], workers: int) -> dict[Path, Any]:
     if paths == chapters():  # all that is kept and not among these is of the past
         for file in set(EXECUTED.iterdir()) - set(kept.values()):
             file.unlink()
-    for path, notebook in notebooks.items():
-        executed = nbformat.read(kept[path], as_version=4)
-        fill(notebook, executed)
-        notebook.metadata.run = executed.metadata.run  # for the page of times; not stored in book/
+    for path in stale:
+        fill(notebooks[path], nbformat.read(kept[path], as_version=4))
     return notebooks
 
 
@@ -151,6 +163,7 @@ def fill(notebook: Any, executed: Any) -> None:
             cell.outputs, cell.execution_count = result.outputs, result.execution_count
     # Lets a test see that code was edited after its outputs were made.
     notebook.metadata.executed_code = code_hash(notebook)
+    notebook.metadata.run = executed.metadata.run
     clean(notebook)
 
 
@@ -340,15 +353,16 @@ def main() -> None:
     parser.add_argument("command", choices=["build", "notebooks", "links"])
     parser.add_argument("only", nargs="*", type=Path, help="these notebooks (default: all)")
     parser.add_argument("--workers", type=int, default=2, help="notebooks executed side by side")
+    parser.add_argument("--again", action="store_true", help="execute what is current, too")
     arguments = parser.parse_args()
     if arguments.command == "notebooks":
         paths = [path.resolve() for path in arguments.only] or chapters()
-        store(execute_all(paths, arguments.workers))
+        store(execute_all(paths, arguments.workers, again=arguments.again))
         print("==> Outputs stored: look at `git diff`, then commit.")
     elif arguments.command == "links":
         sphinx(stage({path: nbformat.read(path, as_version=4) for path in chapters()}), "linkcheck")
     else:
-        render(stage(execute_all(chapters(), arguments.workers)))
+        render(stage(execute_all(chapters(), arguments.workers, again=arguments.again)))
         print(f"==> The book: {(HTML / 'index.html').as_uri()}\n    or `make serve`")
 
 

@@ -10,8 +10,9 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+# executed_code and run: of what code the outputs are, and when, where and with what it ran.
 # dropreg: what the functions of an assignment should write themselves.
-KEPT = ("executed_code", "dropreg")
+KEPT = ("executed_code", "run", "dropreg")
 
 
 def code_of(notebook: Any) -> list[str]:

@@ -1,7 +1,9 @@
 """Run everything that is tested, part by part, and say at the end which part failed.
 
 A part that fails does not keep the others from running. `make test ONLY="lint book"` runs some.
-`make check`, for while one works, runs what of it takes no two minutes.
+`make check`, for while one works, runs what of it takes no two minutes. `make thorough` runs what
+takes too long for every time, as a workflow does each week: all cases of a kind of which
+`make test` tries some.
 Parts that use one core run beside those that leave one idle at times; what they print is shown when
 they have ended.
 """
@@ -18,7 +20,7 @@ from tools import ROOT, elsewhere
 
 BIN = Path(sys.executable).parent
 
-CHECK = "check"
+CHECK, THOROUGH = "check", "thorough"
 BESIDE = ("lint", "assignments", "trainers")
 ALONE = "tests"  # some of them look at the clock
 NOT_OF_THE_LIBRARY = ("assignments", "browser", "colab", "pages", "tools")
@@ -28,23 +30,30 @@ def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
     """For each part what it does, its commands, and what is set for them."""
     lint = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]]
     side_by_side = ["-n", str(workers), "--dist", "loadfile"]
-    library = ["-m", "not slow", *(f"--ignore=tests/{folder}" for folder in NOT_OF_THE_LIBRARY)]
+    others = [f"tests/{folder}" for folder in NOT_OF_THE_LIBRARY]
+    library = [f"--ignore={folder}" for folder in others]
+    quick = ["pytest", *side_by_side, "-q", *library, "-m", "not slow and not thorough"]
     return {
         CHECK: (
             "Style, types, the library's tests but the slow ones, the examples of docstrings",
-            [*lint, ["pytest", *side_by_side, "-q", *library]],
+            [*lint, quick],
+            {},
+        ),
+        THOROUGH: (
+            "Every case, where the other parts try some",
+            [["pytest", *side_by_side, "-m", "thorough"]],
             {},
         ),
         "lint": ("Style, docstrings and types", lint, {}),
         "book": (
-            "Every notebook executed, every page rendered",
+            "What has changed is executed, every page rendered",
             [["python", "-m", "tools.build_book", "build", "--workers", str(workers)]],
             {},
         ),
         "notebooks": (
             "Notebooks against their committed outputs, with plain kernels",
             [["pytest", "book", "--nbval-lax", *side_by_side]],
-            # The book is executed by this machine's own: so two instruction sets are compared.
+            # The stored outputs are of a machine's own: so two instruction sets are compared.
             elsewhere.environment("plain"),
         ),
         "assignments": (
@@ -57,9 +66,18 @@ def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
             [["python", "-m", "tools.trainers"]],
             {},
         ),
+        "library": (
+            "The library's quick tests, which have to reach nearly all of it",
+            [[*quick, "--cov"]],
+            {},
+        ),
         "tests": (
-            "Library, tools, built book, browser",
-            [["pytest", *side_by_side, "--cov"]],
+            "What is slow of the library's tests; tools, assignments, built book, browser",
+            # Without coverage, which makes them take half as long again.
+            [
+                ["pytest", *side_by_side, *library, "-m", "slow and not thorough"],
+                ["pytest", *side_by_side, *others, "-m", "not thorough"],
+            ],
             {},
         ),
     }
@@ -92,7 +110,7 @@ def part(name: str, workers: int, *, quietly: bool = False) -> tuple[str, str]:
     well, printed = run(commands, settings, quietly=quietly)
     minutes, seconds = divmod(round(time.monotonic() - begun), 60)
     verdict = "passed" if well else "FAILED"
-    again = "make check" if name == CHECK else f"make test ONLY={name}"
+    again = f"make {name}" if name in (CHECK, THOROUGH) else f"make test ONLY={name}"
     return f"    {verdict}  {name:12} {minutes:2}:{seconds:02}  {again}", printed
 
 
@@ -104,7 +122,7 @@ def main() -> None:
     options = parser.parse_args()
     if unknown := set(options.only) - known.keys():
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    everything = [name for name in known if name != CHECK]
+    everything = [name for name in known if name not in (CHECK, THOROUGH)]
     chosen = [name for name in known if name in (options.only or everything)]
     if not options.only:
         print("==> About 50 minutes on two cores; less where notebooks are executed already")

@@ -106,7 +106,8 @@ def main() -> None:
         name, seed, args = receive()
         function = functions[name]
         assert function is not None
-        torch.manual_seed(seed)
+        # torch.manual_seed formats a traceback for each kind of device that is not there.
+        torch.default_generator.manual_seed(seed)
         building = ""
         try:
             built = []

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -22,8 +21,9 @@ from playwright.sync_api import sync_playwright
 
 from assignments.grader import classroom, feedback, marking
 from assignments.grader.sandbox import isolation_works
+from tools import build_book
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = build_book.browser()
 RUN = "window.RAN = true"
 ATTACKS = [
     f"[link](javascript:{RUN})", f"[link]( java\tscript:{RUN})", f"[link](\x01javascript:{RUN})",

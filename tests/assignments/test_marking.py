@@ -146,12 +146,18 @@ class TestAClass:
         assert not [c for c in cells if c[0] in "=+-@\t\r"]
 
 
+@pytest.fixture(scope="module")
+def new_course(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("new") / "course"
+    classroom.set_up(folder, ["masks"])
+    return folder
+
+
 @pytest.fixture
-def course(tmp_path):
+def course(new_course, tmp_path):
     """A course of one assignment and a folder to hand in to; what is tested is not isolated."""
     (tmp_path / "in").mkdir()
-    classroom.set_up(tmp_path / "course", ["masks"])
-    return tmp_path / "course"
+    return shutil.copytree(new_course, tmp_path / "course")
 
 
 def hand_in(course, student="ada", **replaced):

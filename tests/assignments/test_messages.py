@@ -1,10 +1,12 @@
 """What a student may read of a failure that only the hidden numbers show holds none of them."""
 
 import importlib
+import itertools
 import re
 
 import pytest
 from test_wrong_solutions import FRESH, source, with_function
+from wrong.case import one_in
 
 from assignments.grader import classroom, grading
 from dropreg.book.checks import Mistake
@@ -28,35 +30,38 @@ def without_digits(text):
     return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", "#", text)
 
 
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.thorough), 6])
 @pytest.mark.parametrize("name", classroom.assignments())
-def test_no_mistake_tells_a_hidden_number(name):
+def test_no_mistake_tells_a_hidden_number(name, every):
     """A sentence that holds a number holds the same one whatever the seed."""
     sentences: dict[tuple[str, str, str], set[str]] = {}
-    for wrong in importlib.import_module(f"wrong.{name}").WRONG:
+    tried = importlib.import_module(f"wrong.{name}").WRONG[::every]
+    for wrong in tried:
         for seed in FRESH:
             for grade_id, mistake in mistakes(with_function(source(name), wrong), seed):
                 assert mistake.seed == seed
                 key = wrong.name, grade_id, without_digits(mistake.public)
                 sentences.setdefault(key, set()).add(mistake.public)
-    assert len(sentences) > 10
+    assert len(sentences) >= len(tried) / 2
     assert not {key: texts for key, texts in sentences.items() if len(texts) > 1}
 
 
-@pytest.mark.parametrize("name", classroom.assignments())
-@pytest.mark.parametrize(
-    "body",
-    [
-        "raise ValueError(str(args))",
-        "raise KeyError(*args)",
-        "raise type(f'E{hash(str(args)) % 10**9}', (Exception,), {})()",
-        "return type(f'E{hash(str(args)) % 10**9}', (), {})()",
-        "return torch.zeros(hash(str(args)) % 1000 + 30)",
-        "return [[0.0] * (hash(str(args)) % 1000 + 30)] * 2",
-        "return 1e6 + hash(str(args)) % 10**9",
-        "return str(args)",
-    ],
+BODIES = (
+    "raise ValueError(str(args))",
+    "raise KeyError(*args)",
+    "raise type(f'E{hash(str(args)) % 10**9}', (Exception,), {})()",
+    "return type(f'E{hash(str(args)) % 10**9}', (), {})()",
+    "return torch.zeros(hash(str(args)) % 1000 + 30)",
+    "return [[0.0] * (hash(str(args)) % 1000 + 30)] * 2",
+    "return 1e6 + hash(str(args)) % 10**9",
+    "return str(args)",
 )
-def test_no_mistake_tells_what_a_function_says_or_gives_back(name, body):
+
+
+@pytest.mark.parametrize(
+    ("body", "name"), one_in(3, itertools.product(BODIES, classroom.assignments()))
+)
+def test_no_mistake_tells_what_a_function_says_or_gives_back(body, name):
     notebook = source(name)
     for cell in notebook.cells:
         tags = cell.metadata.get("nbgrader", {})

@@ -761,14 +761,19 @@ def test_no_text_takes_long(unit):
     assert time.process_time() - begin < 20
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("count", "cell"), [
+LONG = [(150, {"cell_type": "code", "source": "# a b c d e f g h i j\n" * 4500})]
+HUGE = [
     (100_000, {"cell_type": "markdown", "source": "thought {}"}),
     (100_000, {"cell_type": "code", "source": "x = {}"}),
     (100_000, {"cell_type": "markdown", "id": "law", "source": "thought {}"}),
     (100_000, {"cell_type": "markdown", "source": "*Your answer to question 1:* {}"}),
-    (150, {"cell_type": "code", "source": "# a b c d e f g h i j\n" * 4500}),
-], ids=["text", "code", "copies", "headings", "long"])  # fmt: skip
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "cell"), LONG + [pytest.param(*each, marks=pytest.mark.thorough) for each in HUGE]
+)
 def test_a_huge_notebook_is_cut_and_does_not_take_long(tmp_path, count, cell):
     cells = [{**cell, "source": cell["source"].format(i)} for i in range(count)]
     notebook, _ = read(tmp_path, {"cells": cells})

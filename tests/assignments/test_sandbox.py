@@ -462,6 +462,7 @@ class TestUnderBubblewrap:
 
 
 @NEEDS_BWRAP
+@pytest.mark.thorough
 class TestAsOthers:
     """The same tests once more, by a grader who is somebody else."""
 

@@ -1,5 +1,6 @@
 """The build: what fails stops it, and what was there before stays."""
 
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -50,10 +51,38 @@ def test_outputs_land_in_their_cells_and_noise_goes():
     source.cells[1].metadata = {"tags": ["remove-cell"], "execution": {"shell": "12:00"}}
     executed.cells[1].outputs = [v4.new_output("stream", text="2")]
     executed.cells[1].execution_count = 1
+    executed.metadata.run = {"key": "of all that decides them"}
     build_book.fill(source, executed)
     assert source.cells[1].outputs == executed.cells[1].outputs
     assert source.cells[1].metadata == {"tags": ["remove-cell"]}
     assert source.metadata.executed_code == notebooks.code_hash(source)
+    assert source.metadata.run.key == "of all that decides them"
+
+
+def test_only_what_has_changed_is_executed(tmp_path, monkeypatch):
+    monkeypatch.setattr(build_book, "ROOT", tmp_path)
+    monkeypatch.setattr(build_book, "EXECUTED", tmp_path / "executed")
+    monkeypatch.setattr(build_book, "landing_figure", lambda notebooks, kind: "")
+    monkeypatch.setattr(build_book, "LANDING_FIGURE", Path("figure.png"))
+    code = "from pathlib import Path\ncount = Path('count')\n"
+    code += "print(count.write_text(count.read_text() + 'x') if count.exists() else 0)"
+    path = tmp_path / "chapter.ipynb"
+    (tmp_path / "count").touch()
+
+    def printed():
+        (shown,) = build_book.execute_all([path], workers=1).values()
+        return shown.cells[1].outputs[0].text.strip()
+
+    nbformat.write(notebook(code=code), path)
+    build_book.store(build_book.execute_all([path], workers=1))
+    assert nbformat.read(path, as_version=4).cells[1].outputs[0].text.strip() == "1"
+    shutil.rmtree(tmp_path / "executed")
+    assert printed() == "1"  # of the outputs that are stored
+    build_book.store(build_book.execute_all([path], workers=1, again=True))
+    assert printed() == "2"
+    nbformat.write(notebook(code=f"{code}\n"), path)  # whose outputs are of nothing
+    assert printed() == "3"
+    assert printed() == "3"  # of the execution that is kept
 
 
 def test_a_failed_cell_stops_the_build_and_the_old_book_stays(tmp_path, monkeypatch):
@@ -133,13 +162,13 @@ def test_a_forks_site_points_to_the_fork():
 
 
 def test_times_are_shown_and_added():
-    timed, other = notebook(text="# Fast"), notebook(text="# Stored")
-    timed.metadata.run = {
-        "processor_seconds": 12.3,
-        "date": "2026-01-02",
-        "machine": "x86_64, 2 cores",
-    }
-    page = times.index({Path("book/a/fast.ipynb"): timed, Path("book/b.ipynb"): other})
+    fast, slow = notebook(text="# Fast"), notebook(text="# Slow")
+    for timed, seconds in (fast, 12.3), (slow, 45.6):
+        timed.metadata.run = {
+            "processor_seconds": seconds,
+            "date": "2026-01-02",
+            "machine": "x86_64, 2 cores",
+        }
+    page = times.index({Path("book/a/fast.ipynb"): fast, Path("book/b.ipynb"): slow})
     assert "| [Fast](../../book/a/fast.ipynb) | 12 | 2026-01-02 | x86_64, 2 cores |" in page
-    assert "| [Stored](../../book/b.ipynb) | not executed by this build | | |" in page
-    assert page.endswith("| all of them | 12 | | |\n")
+    assert page.endswith("| all of them | 58 | | |\n")

@@ -1,6 +1,10 @@
 """How a wrong solution is declared."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import pytest
 
 
 @dataclass(frozen=True)
@@ -20,3 +24,11 @@ class Wrong:
     source: str
     fails: frozenset[str] | set[str]
     says: str
+
+
+def one_in(n: int, cases: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Leave every n-th case as it is: the others are for `make thorough`."""
+    return [
+        case if i % n == 0 else pytest.param(*case, marks=pytest.mark.thorough)
+        for i, case in enumerate(cases)
+    ]
