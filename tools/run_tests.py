@@ -67,7 +67,7 @@ def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
             {},
         ),
         "library": (
-            "The library's quick tests, which have to reach nearly all of it",
+            "The library's quick tests, and how much of it they reach",
             [[*quick, "--cov"]],
             {},
         ),
@@ -125,7 +125,7 @@ def main() -> None:
     everything = [name for name in known if name not in (CHECK, THOROUGH)]
     chosen = [name for name in known if name in (options.only or everything)]
     if not options.only:
-        print("==> About 50 minutes on two cores; less where notebooks are executed already")
+        print("==> About 45 minutes on two cores; more where notebooks have changed")
     lines: dict[str, str] = {}
 
     def show(name: str, result: tuple[str, str]) -> None:
