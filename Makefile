@@ -62,7 +62,7 @@ lint: env ## ruff (docstrings and formatting included) and mypy
 check: env ## what takes no two minutes: style, types, most tests of the library
 	@$(BIN)/python -m tools.run_tests check --workers $(WORKERS)
 
-test: env ## everything that is tested, in some 45 minutes (ONLY="lint tests": some parts)
+test: env ## everything that is tested, in an hour at most (ONLY="lint tests": some parts)
 	@$(BIN)/python -m tools.run_tests --workers $(WORKERS) $(ONLY)
 
 thorough: env ## what takes too long for `make test`: all cases of a kind of which it tries some

@@ -126,7 +126,7 @@ def main() -> None:
     everything = [name for name in known if name not in (CHECK, THOROUGH)]
     chosen = [name for name in known if name in (options.only or everything)]
     if not options.only:
-        print("==> About 45 minutes on two cores; more where notebooks have changed")
+        print("==> An hour or less on two cores; more where notebooks have changed")
     lines: dict[str, str] = {}
 
     def show(name: str, result: tuple[str, str]) -> None:

@@ -31,7 +31,7 @@ def test_every_part_runs_and_has_its_line(tmp_path, monkeypatch, capfd):
     assert ended.value.code
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
     lines = capfd.readouterr().out.splitlines()
-    assert "minutes" in lines[0]
+    assert "hour" in lines[0]
     assert re.fullmatch(r"    FAILED  first +0:\d\d  make test ONLY=first", lines[-2])
     assert re.fullmatch(r"    passed  second +0:\d\d  make test ONLY=second", lines[-1])
 
