@@ -188,7 +188,6 @@ def draws(rule, count=DRAWS):
     return torch.stack(rows)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_mean_and_covariance_are_those_of_the_enumerated_noise(name):
     rule, mean, covariance = CASES[name]
@@ -208,7 +207,6 @@ def test_mean_and_covariance_are_those_of_the_enumerated_noise(name):
         assert abs(squares.mean().item() - trace) <= 4.5 * spread + third_order * trace
 
 
-@pytest.mark.slow
 def test_every_nth_update_has_the_mean_and_the_covariance_of_every_update():
     _, mean, covariance = CASES["exact+analytic"]
     n = 4
@@ -239,7 +237,6 @@ def test_estimated_regularizers_have_the_exact_mean(method):
     assert ((rows.mean(0) - expected).abs() <= 4.5 * error + 0.02 * expected.abs().max()).all()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["central", *ABLATED])
 def test_several_probes_leave_the_mean_and_set_buffers_once(method):
     counts = {1: DRAWS, 16: 400}
