@@ -178,7 +178,12 @@ def _labelled(axes: Axes) -> list[Line2D]:
 
 
 def differences(
-    axes: Axes, pairs: Mapping[str, ArrayLike], unit: str, colors: Mapping[str, str] | None = None
+    axes: Axes,
+    pairs: Mapping[str, ArrayLike],
+    unit: str,
+    colors: Mapping[str, str] | None = None,
+    *,
+    halves: Mapping[str, float] | None = None,
 ) -> None:
     """Draw paired differences: a dot for each seed, the mean with its 95 % interval, and zero.
 
@@ -188,6 +193,8 @@ def differences(
             one arm minus another on the same seed.
         unit: Label of the axis, which says what minus means.
         colors: For each comparison a key of `COLORS`; the neutral ink where there is none.
+        halves: For each comparison half the width of its interval, where it is not Student's of
+            these differences alone.
 
     >>> import matplotlib.pyplot as plt
     >>> figure, axes = plt.subplots()
@@ -198,7 +205,7 @@ def differences(
     axes.axvline(0, color=NEUTRAL["mid"], lw=1, zorder=1)
     for row, (name, values) in enumerate(pairs.items()):
         runs = np.asarray(values, dtype=float)
-        mean, half = interval(runs)
+        mean, half = (runs.mean(), halves[name]) if halves else interval(runs)
         color = COLORS[colors[name]] if colors and name in colors else NEUTRAL["ink"]
         axes.plot(runs, np.full(len(runs), row + 0.22), "o", color=color, ms=3, alpha=0.5)
         axes.plot([mean - half, mean + half], [row, row], color=color, lw=3)

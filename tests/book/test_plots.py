@@ -73,6 +73,13 @@ def test_differences_show_each_run_and_the_interval_of_their_mean():
     plt.close(figure)
 
 
+def test_differences_take_an_interval_that_is_not_theirs_alone():
+    _, axes = plt.subplots()
+    differences(axes, {"up": [0.2, 0.4]}, "nats", halves={"up": 0.05})
+    np.testing.assert_allclose(axes.lines[2].get_xdata(), [0.25, 0.35])
+    plt.close()
+
+
 def test_fit_curves_have_their_dots_at_the_lowest_test_loss():
     curves = {
         "one": ([5.0, 4.0, 3.0], [4.5, 3.9, 4.0]),

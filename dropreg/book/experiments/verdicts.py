@@ -41,6 +41,7 @@ from dropreg.book.experiments.declarations import Arm, Experiment
 from dropreg.book.experiments.ledger import Row, rows
 from dropreg.book.experiments.records import Record
 from dropreg.book.experiments.runner import Store
+from dropreg.book.experiments.tasks import Size
 from dropreg.book.statistics import (
     Uncertain,
     contrasts,
@@ -169,6 +170,7 @@ class Finding:
         share: The part's share of the whole, with its interval; only where the whole is told from
             zero.
         decisive: The contrast that decides, positive if the claim is true.
+        by_seed: The part, seed by seed.
     """
 
     claim: Claim
@@ -182,6 +184,7 @@ class Finding:
     whole: Uncertain | None = None
     share: tuple[float, float, float] | None = None
     decisive: Uncertain | None = None
+    by_seed: Sequence[float] = ()
 
     @property
     def p_value(self) -> float:
@@ -216,6 +219,17 @@ class Finding:
         distance = self.decisive.detectable / self.whole.value
         return f"a share of {self.claim.share + (-distance if less else distance):.2f}"
 
+    @property
+    def seeds_needed(self) -> int | None:
+        """How many seeds would decide four times in five, were the truth what these runs found.
+
+        An error shrinks as one over the root of the number of seeds. None where nothing decides.
+        """
+        if self.decisive is None:
+            return None
+        ratio = self.decisive.detectable / abs(self.decisive.value)
+        return math.ceil(len(self.seeds) * ratio**2)
+
 
 def judge(
     claim: Claim, store: Store, view: View = View.BEST, network: Network = Network.AVERAGED
@@ -233,6 +247,34 @@ def judge(
     """
     experiment = EXPERIMENTS[claim.experiment]
     return judge_rows(claim, experiment, rows(experiment, claim.size, store), view, network)
+
+
+def compare(
+    first: str,
+    second: str,
+    experiment: str,
+    store: Store,
+    view: View = View.BEST,
+    network: Network = Network.AVERAGED,
+    size: Size = Size.SMALL,
+) -> Finding:
+    """By how much one arm's log perplexity is higher than another's, by the rule of the claims.
+
+    Args:
+        first: An arm without a tuned strength.
+        second: Another one.
+        experiment: The name of the experiment that has both.
+        store: Where the runs are.
+        view: Which look is compared.
+        network: Which of its networks.
+        size: The experiment's size.
+
+    Returns:
+        What the runs say of "the first is higher".
+    """
+    claim = Claim(text="", source="", experiment=experiment, size=size, part=(first, second))
+    (finding,) = judge(claim, store, view, network)
+    return finding
 
 
 def judge_rows(
@@ -339,7 +381,7 @@ def _finding(
     ]
     if falling and view is not View.EQUAL_FIT:
         return finding(Verdict.STILL_FALLING)
-    blocks = []
+    blocks, by_seed = [], [0.0] * len(seeds)
     for task in dict.fromkeys(experiment.arms[name].task for name in arms):
         here = {name: row.label for name, row in arms.items() if experiment.arms[name].task == task}
         fit = [
@@ -363,6 +405,8 @@ def _finding(
             if gap
         ]
         blocks.append(contrasts(outcomes, weights, pool))
+        for arm, sign in weights[0].items():
+            by_seed = [sum_ + sign * y for sum_, y in zip(by_seed, outcomes[arm], strict=True)]
 
     def total(*factors: float) -> Uncertain:
         return functools.reduce(operator.add, (block.sum(*factors) for block in blocks))
@@ -370,7 +414,7 @@ def _finding(
     decisive = total(*claim.contrast)
     low, high = decisive.interval
     reached = Verdict.REPRODUCED if low > 0 else Verdict.UNDECIDED
-    numbers: dict[str, Any] = {"decisive": decisive}
+    numbers: dict[str, Any] = {"decisive": decisive, "by_seed": by_seed}
     if claim.whole is None:
         numbers["part"] = decisive
     else:

@@ -22,6 +22,7 @@ from dropreg.book.experiments.verdicts import (
     Network,
     Verdict,
     View,
+    compare,
     corrected,
     judge,
     judge_rows,
@@ -197,6 +198,22 @@ def test_a_finding_says_what_it_could_have_seen():
         assert finding.power == f"a share of {0.5 + sign * distance:.2f}"
     assert most.summary.startswith(f"{most.share[0]:.2f} (")
     assert most.summary.endswith("n = 8")
+
+
+def test_a_difference_is_that_of_the_seeds_one_by_one():
+    finding = found({"Dropout_4": moved(0.02)})
+    assert len(finding.by_seed) == 8
+    assert np.mean(finding.by_seed) == pytest.approx(finding.part.value)
+    two_texts = found({"Dropout_4, more text": moved(0.02)}, of=VANISHES)
+    assert np.mean(two_texts.by_seed) == pytest.approx(two_texts.part.value)
+
+
+def test_two_arms_are_compared_by_the_rule_of_the_claims(tmp_path):
+    store = Store(results_folder(), tmp_path)
+    claim_of = claim(("R_approx", "Dropout_1"))
+    (wanted,) = judge(claim_of, store, View.LAST, Network.RAW)
+    finding = compare("R_approx", "Dropout_1", "lstm", store, View.LAST, Network.RAW)
+    assert finding == wanted
 
 
 def test_claims_judged_together_are_corrected_and_the_others_left_out():
@@ -428,6 +445,27 @@ def test_what_the_page_calls_detectable_is_detected():
     nothing = [found({}, seed=seed).decisive.detectable for seed in range(50)]
     shares, _ = rates(RUNS, truth={"Dropout_4": moved(math.expm1(np.mean(nothing)))})
     assert shares[Verdict.REPRODUCED] == pytest.approx(0.8, abs=4.5 * (0.8 * 0.2 / RUNS) ** 0.5)
+
+
+@pytest.mark.slow
+def test_as_many_seeds_as_it_says_decide_four_times_in_five():
+    seen = [found({}, seed=seed) for seed in range(50)]
+    error = np.mean([each.decisive.error for each in seen])
+    decisive = dataclasses.replace(seen[0].decisive, value=math.log1p(0.006), error=error)
+    few = dataclasses.replace(seen[0], decisive=decisive)
+    seeds = range(few.seeds_needed)
+    assert 8 < len(seeds) < 30
+    arms = {name: dataclasses.replace(arm, seeds=seeds) for name, arm in LSTM.arms.items()}
+    experiment = dataclasses.replace(LSTM, arms=arms)
+    told = 0
+    for seed in range(RUNS):
+        drawn = simulate(experiment, {"Dropout_4": moved(0.006)}, np.random.default_rng(seed))
+        (finding,) = judge_rows(WORSE, experiment, drawn, View.BEST, Network.AVERAGED)
+        told += finding.verdict is Verdict.REPRODUCED
+    # A little more often: more seeds know their spread better.
+    slack = 4.5 * (0.8 * 0.2 / RUNS) ** 0.5
+    assert 0.8 - slack < told / RUNS < 0.85 + slack
+    assert found({}, seeds=[]).seeds_needed is None
 
 
 @pytest.mark.slow
