@@ -8,6 +8,7 @@ import nbformat
 from dropreg.book.experiments import Size, Store, claims, first_ledger, verdicts
 from dropreg.book.experiments.ledger import Epoch
 from dropreg.book.experiments.records import results_folder
+from dropreg.book.statistics import in_percent
 from tools import ROOT
 
 STORE = Store(results_folder(), results_folder())
@@ -29,12 +30,29 @@ def test_the_first_page_counts_the_verdicts_of_the_first_edition():
     assert f"({len(first_ledger.CLAIMS)} claims, three seeds" in intro
 
 
-def test_the_first_page_says_how_far_the_second_edition_is():
+def test_the_first_page_counts_the_verdicts_of_the_second_edition():
     intro = (ROOT / "intro.md").read_text("utf-8")
-    best = verdicts.View.BEST, verdicts.Network.AVERAGED
-    found = {str(verdicts.verdict(verdicts.judge(claim, STORE, *best))) for claim in claims.CLAIMS}
     assert f"({len(claims.CLAIMS)} claims, a stricter rule" in intro
-    assert found <= {"under way", "not yet run"}, f"say in intro.md what was judged: {found}"
+    waiting = (verdicts.Verdict.UNDER_WAY, verdicts.Verdict.NOT_RUN)
+    for view, where in (
+        (verdicts.View.BEST, "at the best look"),
+        (verdicts.View.LAST, "at the last look"),
+        (verdicts.View.EQUAL_FIT, "at equal training loss"),
+    ):
+        found = Counter(
+            verdicts.verdict(verdicts.judge(claim, STORE, view)) for claim in claims.CLAIMS
+        )
+        left = sum(found.pop(each, 0) for each in waiting)
+        words = [f"{found.pop(name, 0)} {name}" for name in ORDER]
+        words += [f"{number} {name}" for name, number in found.items()]
+        assert f"{where} {', '.join(words)}" in intro
+        assert f"Of the other {left} not all seeds have ended" in intro
+    (adds,) = (c for c in claims.CLAIMS if c.text == "The noise adds to what R_approx does alone.")
+    (noise,) = verdicts.judge(adds, STORE, verdicts.View.EQUAL_FIT)
+    worth = (
+        f"At equal training loss the derived noise is worth {in_percent(noise.part.value):.1f} %"
+    )
+    assert worth in intro
 
 
 def test_paths_give_the_minutes_that_stand_at_the_head_of_the_chapters():

@@ -316,6 +316,24 @@ def fit_curve(
     return mean(each.train for each in looks), mean(each.test for each in looks)
 
 
+def perplexity_curve(
+    row: Row, network: Network = Network.AVERAGED
+) -> tuple[list[int], list[list[float]]]:
+    """Test perplexity of an arm at each look.
+
+    Args:
+        row: The arm.
+        network: Which of a look's networks.
+
+    Returns:
+        The looks' epochs, (looks,), and the perplexities of the finished runs, (seeds, looks).
+    """
+    finished = [record for record in row.records.values() if record.finished]
+    epochs = [line["epoch"] for line in finished[0].epochs if "test_perplexity" in line]
+    looks = (Looks.of(record, network).test for record in finished)
+    return epochs, [[math.exp(loss) for loss in test] for test in looks]
+
+
 def verdict(findings: Sequence[Finding]) -> Verdict:
     """What is concluded from a claim's findings: what holds for each of two tied strengths."""
     verdicts = {finding.verdict for finding in findings}
