@@ -55,6 +55,18 @@ def test_the_first_page_counts_the_verdicts_of_the_second_edition():
     assert worth in intro
 
 
+def test_the_ledger_quotes_sentences_that_stand_in_the_chapters():
+    ledger = ROOT / "book" / "reference" / "evidence.ipynb"
+    (answers,) = (c for c in nbformat.read(ledger, as_version=4).cells if c.id == "e35")
+    text = answers.outputs[0]["data"]["text/markdown"]
+    quoted = re.findall(r"“([^”]+)” in \[[^\]]+\]\(([^)]+)\)", text)
+    assert len(quoted) >= 4
+    for sentence, address in quoted:
+        chapter = nbformat.read((ledger.parent / address).resolve(), as_version=4)
+        prose = " ".join(c.source for c in chapter.cells if c.cell_type == "markdown")
+        assert sentence.lower() in prose.lower(), f"{address}: {sentence}"
+
+
 def test_paths_give_the_minutes_that_stand_at_the_head_of_the_chapters():
     paths = ROOT / "book" / "start" / "paths.md"
     listed = re.findall(r"\]\(([\w./]+\.ipynb)\) \((\d+)(?: minutes)?\)", paths.read_text("utf-8"))

@@ -27,6 +27,7 @@ from dropreg.book.experiments.verdicts import (
     judge,
     judge_rows,
     perplexities,
+    perplexity_curve,
     verdict,
 )
 from dropreg.book.statistics import LEVEL_OF_SPREAD
@@ -214,6 +215,17 @@ def test_two_arms_are_compared_by_the_rule_of_the_claims(tmp_path):
     (wanted,) = judge(claim_of, store, View.LAST, Network.RAW)
     finding = compare("R_approx", "Dropout_1", "lstm", store, View.LAST, Network.RAW)
     assert finding == wanted
+
+
+def test_a_curve_is_the_test_perplexity_at_each_look():
+    (row,) = (r for r in simulate(LSTM, {}, np.random.default_rng(0)) if r.arm == "Dropout_1")
+    for record in row.records.values():
+        for look, line in enumerate(record.epochs, 1):
+            line["epoch"] = 2 * look
+    epochs, curves = perplexity_curve(row)
+    assert epochs == [2 * look for look in range(1, len(curves[0]) + 1)]
+    wanted = [record.column("averaged_test_perplexity") for record in row.records.values()]
+    np.testing.assert_allclose(curves, wanted)
 
 
 def test_claims_judged_together_are_corrected_and_the_others_left_out():
