@@ -9,7 +9,7 @@ from dropreg.book.experiments import Size, Store, claims, first_ledger, verdicts
 from dropreg.book.experiments.ledger import Epoch
 from dropreg.book.experiments.records import results_folder
 from dropreg.book.statistics import in_percent
-from tools import ROOT
+from tools import ROOT, build_book
 
 STORE = Store(results_folder(), results_folder())
 ORDER = ("reproduced", "contradicted", "undecided")
@@ -59,12 +59,15 @@ def test_the_ledger_quotes_sentences_that_stand_in_the_chapters():
     ledger = ROOT / "book" / "reference" / "evidence.ipynb"
     (answers,) = (c for c in nbformat.read(ledger, as_version=4).cells if c.id == "e35")
     text = answers.outputs[0]["data"]["text/markdown"]
-    quoted = re.findall(r"“([^”]+)” in \[[^\]]+\]\(([^)]+)\)", text)
+    quoted = re.findall(r"“([^”]+)” in \*([^*]+)\*", text)
     assert len(quoted) >= 4
-    for sentence, address in quoted:
-        chapter = nbformat.read((ledger.parent / address).resolve(), as_version=4)
-        prose = " ".join(c.source for c in chapter.cells if c.cell_type == "markdown")
-        assert sentence.lower() in prose.lower(), f"{address}: {sentence}"
+    prose = {}
+    for path in build_book.chapters():
+        cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"]
+        title = cells[0].source.splitlines()[0].removeprefix("# ")
+        prose[title] = " ".join(cell.source for cell in cells).lower()
+    for sentence, title in quoted:
+        assert sentence.lower() in prose[title], f"{title}: {sentence}"
 
 
 def test_paths_give_the_minutes_that_stand_at_the_head_of_the_chapters():
