@@ -247,26 +247,29 @@ def fit_curves(
     *,
     room: float = 0.15,
 ) -> None:
-    """Draw test loss over training loss, one line for each arm, with a dot where it is lowest.
+    """Draw test loss over training loss: a way for each arm, with a dot where it is lowest.
 
-    The lines have their labels; where a legend of so many finds room, the caller knows.
+    Seeds are thin, the mean over them at each look is thick. The lines have their labels; where a
+    legend of so many finds room, the caller knows.
 
     Args:
         axes: Where to draw.
-        curves: For each label an arm's training and test losses, (looks,) each, in nats.
+        curves: For each label an arm's training and test losses, (seeds, looks) each, in nats.
         colors: For each label a key of `COLORS`; arms of one colour differ in their line.
-        room: How far above the lowest test loss the figure reaches, in nats.
+        room: How far above the lowest mean test loss the figure reaches, in nats.
     """
     import numpy as np  # which matplotlib has brought
 
-    lowest = min(float(np.min(test)) for _, test in curves.values())
+    lowest = np.inf
     for label, (train, test) in curves.items():
         same = [other for other in curves if colors[other] == colors[label]]
         style = STYLES[same.index(label) % len(STYLES)]
-        fit, loss = np.asarray(train), np.asarray(test)
-        color, best = COLORS[colors[label]], int(loss.argmin())
-        axes.plot(fit, loss, style, color=color, lw=1.5, label=label)
-        axes.plot(fit[best], loss[best], "o", color=color, ms=5)
+        fits, losses, color = np.asarray(train), np.asarray(test), COLORS[colors[label]]
+        axes.plot(fits.T, losses.T, color=color, lw=0.5, alpha=0.3, label="_seed")
+        fit, loss = fits.mean(0), losses.mean(0)
+        lowest = min(lowest, loss.min())
+        axes.plot(fit, loss, style, color=color, label=label)
+        axes.plot(fit[loss.argmin()], loss.min(), "o", color=color, ms=5)
     axes.set(xlabel="training loss (nats)", ylabel="test loss (nats)")
-    axes.set(ylim=(lowest - 0.1 * room, lowest + room))
+    axes.set(ylim=(lowest - 0.4 * room, lowest + room))
     axes.invert_xaxis()  # training goes on to the right

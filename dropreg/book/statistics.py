@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from dropreg.errors import InputError, needs
@@ -104,6 +105,31 @@ def in_percent(log: float) -> float:
         By how many percent the first is higher.
     """
     return 100 * math.expm1(log)
+
+
+def at_fit(train: Sequence[float], test: Sequence[float], level: float) -> float:
+    """Test loss where the training loss first comes down to a level, between two looks by a line.
+
+    Args:
+        train: Training losses of one run, (looks,).
+        test: Its test losses, (looks,).
+        level: Of the training loss.
+
+    Returns:
+        The test loss; NaN if the training loss starts below the level, or never comes down to it.
+
+    >>> at_fit([3.0, 2.0, 1.0], [5.0, 4.0, 4.5], 1.5)
+    4.25
+    """
+    if train[0] < level:
+        return math.nan
+    looks = zip(train, test, strict=True)
+    for (before, at_before), (after, at_after) in pairwise(looks):
+        if before == level:
+            return at_before
+        if after <= level:
+            return at_before + (before - level) / (before - after) * (at_after - at_before)
+    return test[-1] if train[-1] == level else math.nan
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ operations: those of all seeds are trained as one model, whose layers have the s
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dropreg.book.data import load_digits
+from dropreg.book.statistics import at_fit
 from dropreg.errors import InputError
 
 SEEDS = 8
@@ -360,3 +361,27 @@ def train(
         (seeds * loss(x, data.y.gather(1, rows))).backward()
         optimizer.step()
     return Training(torch.tensor(looks), torch.stack(test, 1), torch.stack(fit, 1), kept)
+
+
+def at_equal_fit(runs: Mapping[str, Training]) -> dict[str, list[float]]:
+    """Test losses where all trainings have the same training loss, seed by seed.
+
+    That is the training loss of the one that fits least at its lowest test loss: each has gone
+    through it.
+
+    Args:
+        runs: Trainings on the same data.
+
+    Returns:
+        For each its test losses, in nats, (seeds,).
+    """
+    levels = torch.stack([
+        run.fit.gather(1, run.test.argmin(1, keepdim=True))[:, 0] for run in runs.values()
+    ]).amax(0).tolist()  # fmt: skip
+    return {
+        name: [
+            at_fit(*of_seed)
+            for of_seed in zip(run.fit.tolist(), run.test.tolist(), levels, strict=True)
+        ]
+        for name, run in runs.items()
+    }

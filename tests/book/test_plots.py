@@ -80,16 +80,18 @@ def test_differences_take_an_interval_that_is_not_theirs_alone():
     plt.close()
 
 
-def test_fit_curves_have_their_dots_at_the_lowest_test_loss():
+def test_fit_curves_have_seeds_means_and_dots_at_the_lowest_mean_test_loss():
     curves = {
-        "one": ([5.0, 4.0, 3.0], [4.5, 3.9, 4.0]),
-        "other": ([5.0, 4.5, 4.0], [4.6, 4.2, 4.1]),
+        "one": ([[5.0, 4.0, 3.0], [5.0, 4.0, 3.0]], [[4.5, 3.8, 4.0], [4.5, 4.0, 4.0]]),
+        "other": ([[5.0, 4.5, 4.0]], [[4.6, 4.2, 4.1]]),
     }
     figure, axes = plt.subplots()
     fit_curves(axes, curves, {"one": "dropout", "other": "dropout"})
     lines = {line.get_label(): line for line in axes.lines if line.get_label() in curves}
-    for label, (train, test) in curves.items():
-        np.testing.assert_allclose(lines[label].get_xydata(), np.transpose([train, test]))
+    for label, way in curves.items():
+        np.testing.assert_allclose(lines[label].get_xydata().T, np.mean(way, axis=1))
+    seeds = [line.get_ydata().tolist() for line in axes.lines if line.get_linewidth() < 1]
+    assert seeds == [*curves["one"][1], *curves["other"][1]]
     assert lines["one"].get_linestyle() != lines["other"].get_linestyle()
     dots = [line.get_xydata()[0].tolist() for line in axes.lines if line.get_marker() == "o"]
     assert dots == [[4.0, 3.9], [4.0, 4.1]]

@@ -10,6 +10,8 @@ from torch import nn
 import dropreg
 from dropreg.book.wrong_labels import (
     LEARNING_RATE,
+    Training,
+    at_equal_fit,
     each_loss,
     forward,
     network,
@@ -110,3 +112,22 @@ def test_the_second_order_is_of_tanh_units():
     together = side_by_side([network(0, activation=nn.ReLU)])
     with pytest.raises(InputError, match="ReLU"):
         second_order(together, torch.zeros(1, 1, 64), torch.zeros(1, 1, dtype=torch.long))
+
+
+def test_equal_fit_is_where_the_one_that_fits_least_is_at_its_best():
+    quick = Training(
+        torch.arange(4),
+        test=torch.tensor([[3.0, 1.0, 2.0, 3.0], [3.0, 2.0, 1.0, 2.0]]),
+        fit=torch.tensor([[3.0, 2.0, 1.0, 0.0], [3.0, 2.0, 1.0, 0.0]]),
+        networks={},
+    )
+    slow = Training(
+        torch.arange(4),
+        test=torch.tensor([[3.0, 2.5, 2.0, 1.5], [3.0, 0.5, 0.7, 0.9]]),
+        fit=torch.tensor([[3.0, 2.5, 2.0, 1.5], [3.0, 2.5, 2.4, 2.3]]),
+        networks={},
+    )
+    # First seed: quick is best at a training loss of 2, which is above slow's last one. Second
+    # seed: slow is best at 2.5, which quick passes half-way between its first two looks.
+    found = at_equal_fit({"quick": quick, "slow": slow})
+    assert found == {"quick": [1.0, 2.5], "slow": [2.0, 0.5]}

@@ -30,9 +30,9 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 from dropreg.book.experiments.catalog import EXPERIMENTS
@@ -44,12 +44,13 @@ from dropreg.book.experiments.runner import Store
 from dropreg.book.experiments.tasks import Size
 from dropreg.book.statistics import (
     Uncertain,
+    at_fit,
     contrasts,
     holm,
     in_percent,
     ratio_interval,
 )
-from dropreg.errors import Choice
+from dropreg.errors import Choice, InputError
 from dropreg.updates import Objective
 
 
@@ -136,21 +137,8 @@ class Looks:
     def outcome(self, view: View, fit: float) -> float:
         """Test loss in a view; in "equal fit" at a training loss, and NaN where it has none."""
         if view is View.EQUAL_FIT:
-            return self.at_fit(fit)
+            return at_fit(self.train, self.test, fit)
         return self.test[self.best if view is View.BEST else -1]
-
-    def at_fit(self, loss: float) -> float:
-        """Test loss where the training loss first comes down to a value; NaN if it never does."""
-        if self.train[0] < loss:
-            return math.nan
-        for (before, at_before), (after, at_after) in pairwise(
-            zip(self.train, self.test, strict=True)
-        ):
-            if before == loss:
-                return at_before
-            if after <= loss:
-                return at_before + (before - loss) / (before - after) * (at_after - at_before)
-        return self.test[-1] if self.train[-1] == loss else math.nan
 
 
 @dataclass(frozen=True)
@@ -296,24 +284,22 @@ def perplexities(row: Row, view: View, network: Network = Network.AVERAGED) -> d
 
 
 def fit_curve(
-    row: Row, seeds: Sequence[int], network: Network = Network.AVERAGED
-) -> tuple[list[float], list[float]]:
+    row: Row, network: Network = Network.AVERAGED
+) -> tuple[list[Sequence[float]], list[Sequence[float]]]:
     """An arm's way through training: at each look the training and the test loss, in nats.
 
     Args:
         row: The arm.
-        seeds: Seeds that are averaged; their runs have finished.
         network: Which of a look's networks.
 
     Returns:
-        Mean training losses and mean test losses, (looks,) each.
+        Training losses and test losses of the finished runs, (seeds, looks) each.
+
+    Raises:
+        InputError: If no run has finished.
     """
-    looks = [Looks.of(row.records[seed], network) for seed in seeds]
-
-    def mean(columns: Iterable[Sequence[float]]) -> list[float]:
-        return [sum(values) / len(seeds) for values in zip(*columns, strict=True)]
-
-    return mean(each.train for each in looks), mean(each.test for each in looks)
+    looks = [Looks.of(record, network) for record in _all_finished(row)]
+    return [each.train for each in looks], [each.test for each in looks]
 
 
 def perplexity_curve(
@@ -327,11 +313,22 @@ def perplexity_curve(
 
     Returns:
         The looks' epochs, (looks,), and the perplexities of the finished runs, (seeds, looks).
+
+    Raises:
+        InputError: If no run has finished.
     """
-    finished = [record for record in row.records.values() if record.finished]
+    finished = _all_finished(row)
     epochs = [line["epoch"] for line in finished[0].epochs if "test_perplexity" in line]
     looks = (Looks.of(record, network).test for record in finished)
     return epochs, [[math.exp(loss) for loss in test] for test in looks]
+
+
+def _all_finished(row: Row) -> list[Record]:
+    """The finished runs of an arm, by seed."""
+    finished = [record for _, record in sorted(row.records.items()) if record.finished]
+    if not finished:
+        raise InputError(f"no run of {row.label} has finished, so that there is nothing to draw.")
+    return finished
 
 
 def verdict(findings: Sequence[Finding]) -> Verdict:

@@ -24,6 +24,7 @@ from dropreg.book.experiments.verdicts import (
     View,
     compare,
     corrected,
+    fit_curve,
     judge,
     judge_rows,
     perplexities,
@@ -31,6 +32,7 @@ from dropreg.book.experiments.verdicts import (
     verdict,
 )
 from dropreg.book.statistics import LEVEL_OF_SPREAD
+from dropreg.errors import InputError
 
 LSTM = EXPERIMENTS["lstm"]
 
@@ -226,6 +228,18 @@ def test_a_curve_is_the_test_perplexity_at_each_look():
     assert epochs == [2 * look for look in range(1, len(curves[0]) + 1)]
     wanted = [record.column("averaged_test_perplexity") for record in row.records.values()]
     np.testing.assert_allclose(curves, wanted)
+    fits, losses = fit_curve(row)
+    np.testing.assert_allclose(losses, np.log(wanted))
+    at_looks = [record.column("averaged_train_loss") for record in row.records.values()]
+    np.testing.assert_allclose(fits, at_looks)
+
+
+def test_a_curve_of_no_finished_run_is_refused_by_its_name():
+    (row,) = (r for r in simulate(LSTM, {}, np.random.default_rng(0)) if r.arm == "Dropout_1")
+    row.records.clear()
+    for curve in (perplexity_curve, fit_curve):
+        with pytest.raises(InputError, match=r"no run of .* has finished"):
+            curve(row)
 
 
 def test_claims_judged_together_are_corrected_and_the_others_left_out():
