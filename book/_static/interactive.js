@@ -393,6 +393,153 @@
       draw();
     },
 
+    // data: {layers, q}: units of each layer, inputs and outputs too; where the slider begins
+    thinned(figure, data) {
+      const q = slider(figure, "dropout probability q", { min: 0, max: 0.9, step: 0.05, value: data.q }, two);
+      let mask = 1;
+      player(figure, "Next mask", 700, () => {
+        mask += 1;
+        draw();
+        return true;
+      });
+      const clear = drawing(figure, 214);
+      const say = words(figure);
+      const last = data.layers.length - 1;
+      const x = scale(0, last, 30, WIDTH - 30);
+      const y = (layer, unit) => 96 + (unit - (data.layers[layer] - 1) / 2) * 40;
+      const hidden = sum(data.layers.slice(1, last));
+      const draw = () => {
+        const random = generator(mask);
+        // A unit keeps its draw when q moves: it goes when q has come to it.
+        const here = data.layers.map((units, layer) =>
+          Array.from({ length: units }, () => layer === 0 || layer === last || random() >= q.value));
+        const svg = clear();
+        let weights = 0;
+        const lines = { there: [], gone: [] };
+        for (let layer = 0; layer < last; layer += 1) {
+          here[layer].forEach((from, i) =>
+            here[layer + 1].forEach((to, j) => {
+              weights += from && to;
+              lines[from && to ? "there" : "gone"].push(`M${x(layer)} ${y(layer, i)}L${x(layer + 1)} ${y(layer + 1, j)}`);
+            }));
+        }
+        shape(svg, "path", { class: "grid", d: lines.gone.join(""), "stroke-dasharray": "2 4" });
+        shape(svg, "path", { class: "line dropout", d: lines.there.join(""), style: "stroke-width: 1.2" });
+        here.forEach((units, layer) =>
+          units.forEach((kept, unit) => {
+            const at = { cx: x(layer), cy: y(layer, unit), r: 11 };
+            if (kept) shape(svg, "circle", { ...at, class: "dropout", style: "fill: var(--colour)" });
+            else shape(svg, "circle", { ...at, class: "grid", style: "fill: var(--pst-color-background)", "stroke-dasharray": "2 3" });
+          }));
+        ["inputs", ...Array(last - 1).fill("hidden"), "outputs"].forEach((name, layer) =>
+          shape(svg, "text", { x: x(layer), y: 208, class: "middle" }, name));
+        const kept = sum(here.slice(1, last).map((units) => units.filter(Boolean).length));
+        const chance = (1 - q.value) ** kept * q.value ** (hidden - kept);
+        say(
+          `Mask ${mask} keeps ${kept} of ${hidden} hidden units and ${weights} connections: one of ${2 ** hidden} thinned networks, ` +
+            `which comes with probability ${chance.toFixed(4)}. ` +
+            `Whatever is kept is multiplied by 1/(1−q) = ${two(1 / (1 - q.value))}.`,
+        );
+      };
+      q.on(draw);
+      draw();
+    },
+
+    // data: {answers, start, q, alpha, k, steps}: two answers; [u, w]; where the sliders begin; the last step
+    "two-weights"(figure, data) {
+      const q = slider(figure, "dropout probability q", { min: 0.1, max: 0.6, step: 0.05, value: data.q }, two);
+      const alpha = slider(figure, "step size α", { min: 0.005, max: 0.03, step: 0.005, value: data.alpha }, fixed(3));
+      const k = slider(figure, "masks a step, k", { min: 1, max: 16, step: 1, value: data.k }, fixed(0));
+      const start = slider(figure, "start, u (w is 1)", { min: 0.4, max: 2.4, step: 0.1, value: data.start[0] }, fixed(1));
+      const looks = 120;
+      const step = slider(figure, "step", { min: 0, max: looks, step: 1, value: looks }, (i) => (i * data.steps) / looks);
+      const stop = player(figure, "A few steps", 80, () => {
+        step.value = step.value === looks ? 0 : step.value + 1;
+        draw();
+        return step.value < looks;
+      });
+      const clear = drawing(figure, 292);
+      const say = words(figure);
+      const x = scale(0, 2.5, 30, WIDTH - 30);
+      const y = scale(0, 1.8, 250, 26);
+      const [first, second] = data.answers;
+      const mean = (first + second) / 2;
+      const names = { none: "none", explicit: "explicit only", implicit: "noise only", dropout: "dropout" };
+      // The slope in the product u·w; every rule steps along it.
+      const walk = (rule) => {
+        const random = generator(5);
+        const v = q.value / (1 - q.value);
+        let [u, w] = [start.value, data.start[1]];
+        const path = [[u, w]];
+        for (let t = 1; t <= data.steps; t += 1) {
+          const p = u * w;
+          const goal = (1 + v) * p - mean;
+          let slope = rule === "none" ? p - mean : goal;
+          if (rule === "implicit" || rule === "dropout") {
+            let masked = 0;
+            for (let i = 0; i < k.value; i += 1) {
+              for (const answer of data.answers) {
+                const factor = random() < q.value ? 0 : 1 + v;
+                masked += (factor * (p * factor - answer)) / (2 * k.value);
+              }
+            }
+            slope = rule === "dropout" ? masked : p - mean + masked - goal;
+          }
+          [u, w] = [u - alpha.value * slope * w, w - alpha.value * slope * u];
+          if (t % (data.steps / looks) === 0) path.push([u, w]);
+        }
+        return path;
+      };
+      let paths = {};
+      const train = () => {
+        paths = Object.fromEntries(Object.keys(names).map((rule) => [rule, walk(rule)]));
+        draw();
+      };
+      const inside = ([u, w]) => `${Math.min(x(2.5), Math.max(x(0), x(u))).toFixed(1)} ${Math.min(y(0), Math.max(y(1.8), y(w))).toFixed(1)}`;
+      const line = (points) => points.map((point, i) => `${i ? "L" : "M"}${inside(point)}`).join("");
+      const draw = () => {
+        const svg = clear();
+        const valley = (product) => line(Array.from({ length: 60 }, (_, i) => 0.06 + (i * 2.44) / 59)
+          .map((u) => [u, product / u]).filter(([, w]) => w <= 1.8));
+        shape(svg, "path", { class: "axis", d: `M${x(0)} ${y(1.8)}V${y(0)}` });
+        shape(svg, "path", { class: "axis", d: `M${inside([0, 0])}L${inside([1.8, 1.8])}`, "stroke-dasharray": "2 4" });
+        shape(svg, "path", { class: "line none", d: valley(mean), style: "stroke-width: 7; opacity: .25" });
+        shape(svg, "path", { class: "line explicit", d: valley((1 - q.value) * mean), style: "stroke-width: 7; opacity: .3" });
+        axis(svg, x, 252, [0, 0.5, 1, 1.5, 2, 2.5], fixed(1), "u (upwards: w, to 1.8; dotted: u = w)");
+        for (const rule of Object.keys(names)) {
+          const path = paths[rule].slice(0, step.value + 1);
+          shape(svg, "path", { class: `line ${rule}`, d: line(path), style: "stroke-width: 1.3" });
+          const [cx, cy] = inside(path.at(-1)).split(" ");
+          shape(svg, "circle", { class: rule, cx, cy, r: 5, style: "fill: var(--colour)" });
+        }
+        let at = 8;
+        for (const [rule, name] of Object.entries(names)) {
+          shape(svg, "circle", { class: rule, cx: at + 4, cy: 8, r: 5, style: "fill: var(--colour)" });
+          shape(svg, "text", { x: at + 12, y: 12 }, name);
+          at += 32 + 6.4 * name.length;
+        }
+        const left = (rule) => {
+          const [u, w] = paths[rule][step.value];
+          return `${names[rule]} ${two((u * u - w * w) / (start.value ** 2 - data.start[1] ** 2 || 1))}`;
+        };
+        const spread = (first - second) ** 2 / 4;
+        const rate = (alpha.value ** 2 * (q.value / (1 - q.value)) * spread) / (2 * k.value);
+        say(
+          `After ${(step.value * data.steps) / looks} steps the imbalance u² − w² is, over that of the start: ` +
+            `${Object.keys(names).map(left).join(", ")}. On its floor dropout should lose ${(1e4 * rate).toFixed(2)} in 10,000 of it a step.`,
+        );
+      };
+      [q, alpha, k, start].forEach((each) => each.on(() => {
+        stop();
+        train();
+      }));
+      step.on(() => {
+        stop();
+        draw();
+      });
+      train();
+    },
+
     // data: {p}, the three probabilities at the beginning
     simplex(figure, data) {
       let p = [...data.p];

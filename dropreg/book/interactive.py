@@ -15,7 +15,16 @@ from dropreg.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-INTERACTIVE_KINDS = ("fit", "masks", "masks-k", "noise-law", "simplex", "strengths")
+INTERACTIVE_KINDS = (
+    "fit",
+    "masks",
+    "masks-k",
+    "noise-law",
+    "simplex",
+    "strengths",
+    "thinned",
+    "two-weights",
+)
 """What the book's pages can let the reader move: the kinds of figure in `interactive.js`."""
 
 
