@@ -525,7 +525,7 @@
         const spread = (first - second) ** 2 / 4;
         const rate = (alpha.value ** 2 * (q.value / (1 - q.value)) * spread) / (2 * k.value);
         say(
-          `After ${(step.value * data.steps) / looks} steps the imbalance u² − w² is, over that of the start: ` +
+          `From u = ${fixed(1)(start.value)}, w = 1: after ${(step.value * data.steps) / looks} steps the imbalance u² − w², over that of the start, is ` +
             `${Object.keys(names).map(left).join(", ")}. On its floor dropout should lose ${(1e4 * rate).toFixed(2)} in 10,000 of it a step.`,
         );
       };
