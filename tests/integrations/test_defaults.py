@@ -1,15 +1,15 @@
 """The table of defaults in the last chapter is what transformers and PEFT have."""
 
 import ast
+import json
+from pathlib import Path
 
-import nbformat
 import pytest
-
-from tools import ROOT
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
+PAGE = Path(__file__).parents[2] / "book" / "replace" / "worth.ipynb"
 # For each row of the table the configurations that it speaks for; None for PEFT's own.
 SPEAKS_FOR = {
     "BERT (2018), RoBERTa": ("bert", "roberta"),
@@ -25,9 +25,9 @@ OF_A_HEAD = ("classifier_dropout", "summary_first_dropout")
 
 
 def table():
-    page = nbformat.read(ROOT / "book" / "replace" / "worth.ipynb", as_version=4)
-    (cell,) = (c for c in page.cells if "DEFAULTS = {" in c.source)
-    (assigned,) = (n for n in ast.parse(cell.source).body if isinstance(n, ast.Assign))
+    sources = ("".join(cell["source"]) for cell in json.loads(PAGE.read_text("utf-8"))["cells"])
+    (source,) = (each for each in sources if "DEFAULTS = {" in each)
+    (assigned,) = (n for n in ast.parse(source).body if isinstance(n, ast.Assign))
     return ast.literal_eval(assigned.value)
 
 
