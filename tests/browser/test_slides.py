@@ -77,7 +77,7 @@ def test_every_slide_is_whole(visit, slides, name):
 
 def test_the_speakers_notes_open_from_the_disk(visit, slides):
     page = visit((slides / "lecture1.html").as_uri(), width=1200).page
-    page.evaluate("() => Reveal.slide(5)")
+    page.evaluate("() => Reveal.slide(7)")
     with page.expect_popup() as popup:
         page.keyboard.press("s")
     popup.value.wait_for_function(
