@@ -156,6 +156,7 @@ def test_every_figure_is_followed_by_its_caption(notebook):
             found = staging.CAPTION.match(after.source)
             assert found, f"no caption follows:\n{cell.source}"
             assert len(after.source) >= 60, f"this says too little: {after.source}"
+            assert "\n\n" not in after.source, f"text that is no caption: {after.source}"
             numbers.append(int(found.group(1)))
         else:
             assert not staging.CAPTION.match(after.source), f"no figure before: {after.source}"
