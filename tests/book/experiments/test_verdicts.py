@@ -5,6 +5,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -261,6 +262,26 @@ def test_the_look_is_chosen_on_one_text_and_read_off_on_another():
     assert math.isnan(looks.outcome(View.EQUAL_FIT, 1.5))
     back = Looks(train=[4.0, 3.0, 3.5, 2.0], valid=[0.0] * 4, test=[5.0, 4.0, 3.0, 2.0])
     assert back.outcome(View.EQUAL_FIT, 3.25) == 4.25  # where it comes down to it first
+
+
+@pytest.mark.parametrize("network", Network)
+def test_a_network_is_meant_by_its_name_too_and_nothing_else_is_one(network):
+    columns = ("train_loss", "valid_loss", "test_perplexity")
+    line = dict.fromkeys(columns, 1.0) | {f"averaged_{name}": 2.0 for name in columns}
+    record = SimpleNamespace(column=lambda name: [line[name]])
+    assert Looks.of(record, str(network)) == Looks.of(record, network)
+    assert Looks.of(record, network).train == [2.0 if network is Network.AVERAGED else 1.0]
+    for wrong in ([0, 1], None, "mean"):
+        with pytest.raises(InputError, match="unknown Network"):
+            Looks.of(record, wrong)
+
+
+@pytest.mark.parametrize("view", View)
+def test_a_view_is_meant_by_its_name_too_and_nothing_else_is_one(view):
+    looks = Looks(train=[4.0, 3.0, 2.0], valid=[5.0, 4.0, 4.5], test=[5.1, 4.2, 4.1])
+    assert looks.outcome(str(view), 2.5) == looks.outcome(view, 2.5)
+    with pytest.raises(InputError, match="unknown View"):
+        looks.outcome("first", 2.5)
 
 
 # The declarations
