@@ -29,8 +29,8 @@ this size and on these data. Where a lab does not find what a paper found, that 
 this size first, and of the paper second.
 
 Each lab names the chapter that it leans on, and ends with an open question. The instructor's
-[projects](../teach/projects.md) are made of them: what to hand out, a rubric, and what a good answer
-finds.
+[projects](../teach/projects.md) are made of them: what to hand out, a rubric, and what a good
+answer finds.
 """
 
 
@@ -63,7 +63,7 @@ def index(notebooks: dict[Path, Any]) -> str:
     Args:
         notebooks: For each path, relative to the repository, the executed notebook.
     """
-    table, bearings, seconds = [], [], {}
+    table, bearings, seconds = [], [], []
     for path, notebook in notebooks.items():
         if path.parent != FOLDER:
             continue
@@ -71,20 +71,16 @@ def index(notebooks: dict[Path, Any]) -> str:
         link, found = f"[{title}]({path.name})", finding(notebook)
         table.append(f"| {link} | {found[CLAIM]} | {found[MEASURED]} | {found[VERDICT]} |")
         bearings.append(f"- {link}: {found[BEARING]}")
-        seconds[path] = notebook.metadata.run["processor_seconds"]
-    return (
-        "\n".join(
-            [
-                INTRODUCTION,
-                "| lab | the paper claims | measured here | verdict |",
-                "|---|---|---|---|",
-                *table,
-                "\n## What they say of the two effects\n",
-                *bearings,
-                f"\n## What they cost\n\nTogether the {len(table)} labs take {sum(seconds.values()):.0f}"
-                f" seconds of one core, the longest of them {max(seconds.values()):.0f};"
-                " [execution times](../reference/times.md) has each.",
-            ]
-        )
-        + "\n"
-    )
+        seconds.append(notebook.metadata.run["processor_seconds"])
+    lines = [
+        INTRODUCTION,
+        "| lab | the paper claims | measured here | verdict |",
+        "|---|---|---|---|",
+        *table,
+        "\n## What they say of the two effects\n",
+        *bearings,
+        "\n## What they cost\n",
+        f"Together the {len(table)} labs take {sum(seconds):.0f} seconds of one core, the longest "
+        f"{max(seconds):.0f}; [execution times](../reference/times.md) has each.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -38,7 +38,7 @@ def test_the_page_shows_what_the_labs_found_and_what_they_cost():
         "| [Another](two.ipynb) | It falls. | It rises by 1 ± 0.5 (n = 8). | not decided |" in page
     )
     assert "- [A lab](one.ipynb): Both." in page
-    assert "the 2 labs take 41 seconds of one core, the longest of them 20;" in page
+    assert "the 2 labs take 41 seconds of one core, the longest 20;" in page
 
 
 @pytest.mark.parametrize(
