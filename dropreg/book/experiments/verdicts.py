@@ -116,11 +116,7 @@ class Looks:
 
     @classmethod
     def of(cls, record: Record, network: Network) -> Looks:
-        """The looks at a network of a run.
-
-        Raises:
-            InputError: If `network` is neither of the two.
-        """
+        """The looks at a network of a run."""
         prefix = "averaged_" if Network(network) is Network.AVERAGED else ""
         return cls(
             record.column(f"{prefix}train_loss"),
@@ -139,11 +135,7 @@ class Looks:
         return self.best == len(self.valid) - 1
 
     def outcome(self, view: View, fit: float) -> float:
-        """Test loss in a view; in "equal fit" at a training loss, and NaN where it has none.
-
-        Raises:
-            InputError: If there is no such view.
-        """
+        """Test loss in a view; in "equal fit" at a training loss, and NaN where it has none."""
         view = View(view)
         if view is View.EQUAL_FIT:
             return at_fit(self.train, self.test, fit)
