@@ -12,6 +12,7 @@ import argparse
 import base64
 import concurrent.futures
 import datetime
+import math
 import os
 import platform
 import re
@@ -113,6 +114,11 @@ def execute(notebook: Any, folder: Path, kept: Path) -> float:
     return seconds
 
 
+def took_before(notebook: Any) -> float:
+    """Processor seconds of the execution whose outputs a notebook shows; infinite without any."""
+    return float(notebook.metadata.get("run", {}).get("processor_seconds", math.inf))
+
+
 def execute_all(paths: list[Path], workers: int, *, again: bool = False) -> dict[Path, Any]:
     """Return each notebook with outputs that are current, executing those which have none.
 
@@ -131,6 +137,8 @@ def execute_all(paths: list[Path], workers: int, *, again: bool = False) -> dict
     ]
     todo = [path for path in stale if again or not kept[path].exists()]
     print(f"==> Executing {len(todo)} of {len(notebooks)} notebooks, {workers} at once", flush=True)
+    # The longest first, so that no worker is left alone with one of them in the end.
+    todo.sort(key=lambda path: -took_before(notebooks[path]))
     failed = []
     with concurrent.futures.ProcessPoolExecutor(workers) as pool:
         runs = {

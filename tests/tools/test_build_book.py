@@ -172,3 +172,9 @@ def test_times_are_shown_and_added():
     page = times.index({Path("book/a/fast.ipynb"): fast, Path("book/b.ipynb"): slow})
     assert "| [Fast](../../book/a/fast.ipynb) | 12 | 2026-01-02 | x86_64, 2 cores |" in page
     assert page.endswith("| all of them | 58 | | |\n")
+
+
+def test_the_longest_are_executed_first():
+    known, new = notebook(), notebook()
+    known.metadata.run = {"processor_seconds": 80.5}
+    assert build_book.took_before(new) > build_book.took_before(known) == 80.5
