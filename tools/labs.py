@@ -69,7 +69,10 @@ def index(notebooks: dict[Path, Any]) -> str:
             continue
         title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
         link, found = f"[{title}]({path.name})", finding(notebook)
-        table.append(f"| {link} | {found[CLAIM]} | {found[MEASURED]} | {found[VERDICT]} |")
+        measured = found[MEASURED]
+        for held in (" ± ", " = ", " %"):  # no line breaks there
+            measured = measured.replace(held, held.replace(" ", "\N{NO-BREAK SPACE}"))
+        table.append(f"| {link} | {found[CLAIM]} | {measured} | {found[VERDICT]} |")
         bearings.append(f"- {link}: {found[BEARING]}")
         seconds.append(notebook.metadata.run["processor_seconds"])
     lines = [
