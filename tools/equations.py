@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tools.notebooks import title
+
 PAGE = "book/reference/equations"
 INTRODUCTION = """\
 # Every equation and its check
@@ -56,9 +58,8 @@ def index(notebooks: dict[Path, Any]) -> str:
         if not bodies:
             continue
         total += len(bodies)
-        title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
         link = Path("../..") / path
-        parts.append(f"## [{title}]({link.as_posix()})")
+        parts.append(f"## [{title(notebook)}]({link.as_posix()})")
         shown: set[int] = set()
         for numbers, printed in checks(notebook):
             # An equation that two cells check stands with the first.

@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tools.notebooks import title
+
 PAGE = "book/labs/overview"
 FOLDER = Path(PAGE).parent
 TAG = "lab-finding"
@@ -40,6 +42,7 @@ def finding(notebook: Any) -> dict[str, str]:
     Raises:
         ValueError: If there is not one such table, or its rows are not `ROWS`.
     """
+    lab = title(notebook)
     tables = [
         output.data["text/markdown"]
         for cell in notebook.cells
@@ -48,12 +51,12 @@ def finding(notebook: Any) -> dict[str, str]:
         if "text/markdown" in output.get("data", {})
     ]
     if len(tables) != 1:
-        raise ValueError(f"{len(tables)} tables in cells tagged {TAG}; a lab has one.")
+        raise ValueError(f"{lab}: {len(tables)} tables in cells tagged {TAG}; a lab has one.")
     rows = dict(re.findall(r"^\| \*\*(.+?)\*\* \| (.+?) \|$", tables[0], re.MULTILINE))
     if tuple(rows) != ROWS:
-        raise ValueError(f"the finding has the rows {list(rows)}; they must be {list(ROWS)}.")
+        raise ValueError(f"{lab}: the finding has the rows {list(rows)}, not {list(ROWS)}.")
     if rows[VERDICT] not in VERDICTS:
-        raise ValueError(f"the verdict is {rows[VERDICT]!r}; it must be one of {VERDICTS}.")
+        raise ValueError(f"{lab}: the verdict is {rows[VERDICT]!r}, none of {VERDICTS}.")
     return rows
 
 
@@ -67,8 +70,7 @@ def index(notebooks: dict[Path, Any]) -> str:
     for path, notebook in notebooks.items():
         if path.parent != FOLDER:
             continue
-        title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
-        link, found = f"[{title}]({path.name})", finding(notebook)
+        link, found = f"[{title(notebook)}]({path.name})", finding(notebook)
         measured = found[MEASURED]
         for held in (" ± ", " = ", " %"):  # no line breaks there
             measured = measured.replace(held, held.replace(" ", "\N{NO-BREAK SPACE}"))

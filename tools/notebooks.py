@@ -15,6 +15,11 @@ METADATA = {
 KEPT = ("executed_code", "run", "dropreg")
 
 
+def title(notebook: Any) -> str:
+    """What a page is called: its first line."""
+    return str(notebook.cells[0].source.splitlines()[0].removeprefix("# "))
+
+
 def code_of(notebook: Any) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 

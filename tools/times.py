@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from tools.notebooks import title
+
 PAGE = "book/reference/times"
 INTRODUCTION = """\
 # Execution times
@@ -24,8 +26,7 @@ def index(notebooks: dict[Path, Any]) -> str:
     """
     rows, total = [], 0.0
     for path, notebook in notebooks.items():
-        title = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
-        link = f"[{title}]({(Path('../..') / path).as_posix()})"
+        link = f"[{title(notebook)}]({(Path('../..') / path).as_posix()})"
         run = notebook.metadata.run
         total += run["processor_seconds"]
         took = f"{run['processor_seconds']:.0f}"

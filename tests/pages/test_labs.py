@@ -5,7 +5,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from tools import ROOT, build_book, labs
+from tools import ROOT, build_book, labs, notebooks
 
 FOUND = dict(
     zip(
@@ -43,7 +43,7 @@ def test_the_page_shows_what_the_labs_found_and_what_they_cost():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lab(tables=0), "0 tables"),
+        (lab(tables=0), "A lab: 0 tables"),
         (lab(tables=2), "2 tables"),
         (lab({name: FOUND[name] for name in labs.ROWS[:3]}), "has the rows"),
         (lab(FOUND | {labs.VERDICT: "true"}), "verdict is 'true'"),
@@ -75,7 +75,13 @@ def test_a_lab_says_its_claim_its_interval_and_its_seeds(path):
     assert "# @title Vote: " in text
 
 
-def test_there_are_ten_labs():
+def test_every_lab_is_a_page_and_a_project():
     folder = sorted((ROOT / labs.FOLDER).glob("*.ipynb"))
     assert folder == sorted(p for p in build_book.chapters() if p.parent == ROOT / labs.FOLDER)
-    assert len(folder) == 10
+    projects = (ROOT / "book" / "teach" / "projects.md").read_text("utf-8")
+    assert folder
+    for path in folder:
+        assert (
+            f"[{notebooks.title(nbformat.read(path, as_version=4))}](../labs/{path.name})"
+            in projects
+        )

@@ -1,5 +1,6 @@
 """The build: what fails stops it, and what was there before stays."""
 
+import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -174,7 +175,15 @@ def test_times_are_shown_and_added():
     assert page.endswith("| all of them | 58 | | |\n")
 
 
-def test_the_longest_are_executed_first():
-    known, new = notebook(), notebook()
-    known.metadata.run = {"processor_seconds": 80.5}
-    assert build_book.took_before(new) > build_book.took_before(known) == 80.5
+def test_the_longest_are_executed_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(build_book, "ROOT", tmp_path)
+    monkeypatch.setattr(build_book, "EXECUTED", tmp_path / "executed")
+    took = {"short": 5.0, "long": 80.5, "new": None}
+    for name, seconds in took.items():
+        chapter = notebook(code=f"print({name!r})")
+        if seconds is not None:
+            chapter.metadata.run = {"processor_seconds": seconds}
+        nbformat.write(chapter, tmp_path / f"{name}.ipynb")
+    build_book.execute_all([tmp_path / f"{name}.ipynb" for name in took], workers=1)
+    shown = re.findall(r"(\w+)\.ipynb: ", capsys.readouterr().out)
+    assert shown == ["new", "long", "short"]
