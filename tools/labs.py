@@ -74,12 +74,13 @@ def index(notebooks: dict[Path, Any]) -> str:
         measured = found[MEASURED]
         for held in (" ± ", " = ", " %"):  # no line breaks there
             measured = measured.replace(held, held.replace(" ", "\N{NO-BREAK SPACE}"))
-        table.append(f"| {link} | {found[CLAIM]} | {measured} | {found[VERDICT]} |")
+        table.append(f"| {link} | {found[CLAIM]} | {found[VERDICT]} | {measured} |")
         bearings.append(f"- {link}: {found[BEARING]}")
         seconds.append(notebook.metadata.run["processor_seconds"])
     lines = [
         INTRODUCTION,
-        "| lab | the paper claims | measured here | verdict |",
+        # A phone shows the verdict, too, before one scrolls.
+        "| lab | the paper claims | verdict | measured here |",
         "|---|---|---|---|",
         *table,
         "\n## What they say of the two effects\n",
