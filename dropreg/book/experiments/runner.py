@@ -173,6 +173,54 @@ def without_data(experiments: Iterable[tuple[Experiment, Size]]) -> dict[str, Dr
     return missing
 
 
+def run_one(
+    run: Run,
+    store: Store,
+    device: str,
+    stop: Callable[[float], bool] = lambda seconds: False,
+    observe: Callable[[Progress], None] = lambda progress: None,
+) -> Record | None:
+    """Train a run, unless it has ended or somebody else is training it.
+
+    Args:
+        run: The run.
+        store: Where it is kept.
+        device: Where to train.
+        stop: Asked after each epoch, with the seconds it took, whether to stop here.
+        observe: Called now and then with how far the run is.
+
+    Returns:
+        What the run left, ended or stopped; None if there was nothing to do.
+
+    Raises:
+        DataError: If the run's text is not there.
+        RecordError: If a file of results is damaged.
+    """
+    import filelock
+
+    if store.lookup(run):
+        return None
+    try:
+        with store.lock(run):
+            if store.lookup(run):  # ended between the two looks
+                return None
+            checkpoint = store.checkpoint(run)
+            record = train(
+                run,
+                checkpoint,
+                device=device,
+                stop=stop,
+                observe=observe,
+                observe_every=REPORT_EVERY,
+            )
+            store.keep(run, record)
+            if record.ended:
+                checkpoint.unlink(missing_ok=True)
+            return record
+    except filelock.Timeout:
+        return None
+
+
 def run_next(
     order: Order,
     store: Store,
@@ -197,7 +245,6 @@ def run_next(
         DataError: If the run's text is not there.
         RecordError: If a file of results is damaged.
     """
-    import filelock
 
     def stop(seconds: float) -> bool:
         parent = multiprocessing.parent_process()
@@ -207,27 +254,8 @@ def run_next(
     if stop(0.0):
         return None
     for run in order.runs(store):
-        if store.lookup(run):
-            continue
-        try:
-            with store.lock(run):
-                if store.lookup(run):  # ended between the two looks
-                    continue
-                checkpoint = store.checkpoint(run)
-                record = train(
-                    run,
-                    checkpoint,
-                    device=device,
-                    stop=stop,
-                    observe=observe,
-                    observe_every=REPORT_EVERY,
-                )
-                store.keep(run, record)
-                if record.ended:
-                    checkpoint.unlink(missing_ok=True)
-                return record
-        except filelock.Timeout:
-            continue
+        if record := run_one(run, store, device, stop, observe):
+            return record
     return None
 
 
