@@ -40,21 +40,21 @@ class RecordError(DropregError):
 class StorageError(DropregError):
     """A folder or a file cannot be written or read: a right is missing, or room."""
 
-    @classmethod
-    def of(cls, path: Path, error: OSError) -> StorageError:
-        """Say which file it is, and why.
 
-        Args:
-            path: The file or folder.
-            error: What the system said.
+def cannot(path: Path, error: OSError) -> str:
+    """What a `StorageError` says.
 
-        Returns:
-            The error, to be raised.
-        """
-        return cls(
-            f"{path} cannot be written or read ({error.strerror or error}). See to its rights and "
-            "to room on the disk, or name other folders with --results and --work."
-        )
+    Args:
+        path: The file or folder.
+        error: What the system said.
+
+    Returns:
+        Which file it is, why, and what to do.
+    """
+    return (
+        f"{path} cannot be written or read ({error.strerror or error}). See to its rights and to "
+        "room on the disk, or name other folders with --results and --work."
+    )
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def read_record(path: Path) -> Record:
         status = path.stat()
         return _read(path, status.st_mtime_ns, status.st_size, status.st_ino)
     except OSError as error:
-        raise StorageError.of(path, error) from error
+        raise StorageError(cannot(path, error)) from error
 
 
 @cache
@@ -195,7 +195,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.unlink(temporary)
             raise
     except OSError as error:
-        raise StorageError.of(path, error) from error
+        raise StorageError(cannot(path, error)) from error
 
 
 def prepare(path: Path) -> None:
@@ -215,7 +215,7 @@ def prepare(path: Path) -> None:
         for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
             leftover.unlink()
     except OSError as error:
-        raise StorageError.of(path, error) from error
+        raise StorageError(cannot(path, error)) from error
 
 
 def results_folder() -> Path:

@@ -24,7 +24,13 @@ import torch
 
 from dropreg.book.experiments.catalog import EXPERIMENTS
 from dropreg.book.experiments.declarations import Experiment, Run
-from dropreg.book.experiments.records import Record, StorageError, prepare, read_record
+from dropreg.book.experiments.records import (
+    Record,
+    StorageError,
+    cannot,
+    prepare,
+    read_record,
+)
 from dropreg.book.experiments.tasks import Size, texts
 from dropreg.book.experiments.training import Progress, train
 from dropreg.errors import DataError, DropregError, MissingPackageError
@@ -137,7 +143,7 @@ class Store:
             yield False
             return
         except OSError as error:
-            raise StorageError.of(path, error) from error
+            raise StorageError(cannot(path, error)) from error
         try:
             yield True
         finally:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dropreg.book.data.batches import windows
 from dropreg.book.experiments.declarations import Run
-from dropreg.book.experiments.records import Record, StorageError, session, write_whole
+from dropreg.book.experiments.records import Record, StorageError, cannot, session, write_whole
 from dropreg.book.experiments.tasks import Setting, texts
 from dropreg.book.models.base import State, detach
 from dropreg.control.kernels import float32_precision
@@ -355,7 +355,7 @@ def _load(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError.of(path, error) from error
+        raise StorageError(cannot(path, error)) from error
     try:
         # `torch.load` believes numbers whose bits have changed on the disk.
         damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
