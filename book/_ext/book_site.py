@@ -52,7 +52,7 @@ def report_by_the_form(
     filled |= {"page": f"{pagename}.html", "version": app.config.book_version}
     for group in context["header_buttons"]:
         for button in group.get("buttons", ()):
-            if button["label"] == "source-issues-button":
+            if button.get("label") == "source-issues-button":
                 issues = button["url"].partition("?")[0]
                 button |= {
                     "url": f"{issues}?{urlencode(filled)}",
