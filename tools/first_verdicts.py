@@ -20,8 +20,8 @@ which conclusions fell with it. So take the right column where it has a verdict.
 yet, take neither: what the left one says was judged by a rule that we no longer trust.
 
 ✔ is reproduced, ✘ contradicted, ? undecided. "No gap" says that a recovery is claimed where these
-runs see nothing to recover. Before the arrow stand best and last epoch of the first edition, after
-it best look, last look and equal training loss of the second.
+runs see nothing to recover. *Then* are best and last epoch of the first edition, *now* best look,
+last look and equal training loss of the second.
 """
 
 
@@ -64,10 +64,10 @@ def index(notebooks: dict[Path, Any]) -> str:
         notebooks: For each path, relative to the repository, the executed notebook.
     """
     first, second = (judged(notebooks[path], title) for path, title in (FIRST, SECOND))
-    lines = [INTRODUCTION, "| | claim | then → now |", "|---|---|---|"]
+    lines = [INTRODUCTION, "| | claim | then | now |", "|---|---|---|---|"]
     for number, (claim, verdicts) in first.items():
         asked, now = second[number]
         text = claim if asked == claim else f"{claim} *Asked now:* {asked}"
         then = short(verdicts, FIRST_VIEWS)
-        lines.append(f"| {number} | {text} | {then} → {short(now, SECOND_VIEWS)} |")
+        lines.append(f"| {number} | {text} | {then} | {short(now, SECOND_VIEWS)} |")
     return "\n".join(lines) + "\n"
