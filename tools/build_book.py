@@ -30,7 +30,7 @@ import nbformat
 import yaml
 from playwright.sync_api import sync_playwright
 
-from tools import ROOT, equations, labs, staging, times
+from tools import ROOT, equations, first_verdicts, labs, staging, times
 from tools.cache_key import cache_key
 from tools.notebooks import clean, code_hash, code_of
 
@@ -39,7 +39,7 @@ EXECUTED = BUILD / "executed"
 HTML = BUILD / "html"
 PDF = "two-effects-of-dropout.pdf"
 PAGE_NUMBER = '<p class="pageNumber" style="width: 100%; font-size: 8pt; text-align: center"></p>'
-GENERATED = {module.PAGE: module.index for module in (labs, equations, times)}
+GENERATED = {module.PAGE: module.index for module in (labs, first_verdicts, equations, times)}
 # The shell has no window, and opens a page in half the time.
 BROWSERS = ("chromium-headless-shell", "chromium", "google-chrome")
 HOW_TO_GET_A_BROWSER = (

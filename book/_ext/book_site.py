@@ -7,6 +7,7 @@ the first page; empty where none is made) and `generated_pages`.
 import re
 from html import escape
 from typing import Any
+from urllib.parse import urlencode
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -42,6 +43,23 @@ def no_editing_of_what_is_made(
                 group["buttons"] = [
                     each for each in group["buttons"] if each["label"] != "source-edit-button"
                 ]
+
+
+def report_by_the_form(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
+) -> None:
+    """The theme's button opens an empty issue: ours opens the form for errors, half filled in."""
+    filled = {"template": "erratum.yml", "title": f"Erratum: {pagename}"}
+    filled |= {"page": f"{pagename}.html", "version": app.config.book_version}
+    for group in context["header_buttons"]:
+        for button in group.get("buttons", ()):
+            if button.get("label") == "source-issues-button":
+                issues = button["url"].partition("?")[0]
+                button |= {
+                    "url": f"{issues}?{urlencode(filled)}",
+                    "text": "Report an error",
+                    "tooltip": "Report an error on this page",
+                }
 
 
 def offer_kaggle(
@@ -97,6 +115,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", name_what_is_folded)
     # After the handlers of others have added what is changed here.
     app.connect("html-page-context", no_editing_of_what_is_made, priority=900)
+    app.connect("html-page-context", report_by_the_form, priority=900)
     app.connect("html-page-context", offer_kaggle, priority=900)
     app.connect("html-page-context", plain_previews, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,7 +3,7 @@
 import os
 import re
 from functools import cache
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import nbformat
 import pytest
@@ -189,8 +189,17 @@ def test_a_link_to_the_page_has_a_preview(page):
     assert (HTML / unquote(said["og:image"].removeprefix(site))).is_file()
 
 
-def test_a_problem_can_be_reported_from_the_page(page):
-    assert [a for a in parsed(page).find_all("a", href=True) if "/issues/new" in a["href"]]
+def test_an_error_can_be_reported_from_the_page(page):
+    """The button opens the form for errors, which knows what the button fills in."""
+    buttons = parsed(page).select(".article-header-buttons a[href*='/issues/new']")
+    (address,) = (urlsplit(button["href"]) for button in buttons)
+    assert f"{address.scheme}://{address.netloc}{address.path}" == f"{REPOSITORY}/issues/new"
+    filled = dict(parse_qsl(address.query, strict_parsing=True))
+    form = build_book.ROOT / ".github" / "ISSUE_TEMPLATE" / filled.pop("template")
+    fields = {field.get("id") for field in yaml.safe_load(form.read_text("utf-8"))["body"]}
+    assert filled.keys() - {"title"} <= fields
+    assert filled["page"] == page.relative_to(HTML).as_posix()
+    assert filled["version"] in parsed(page).find(class_="extra_footer").get_text()
 
 
 def test_the_pdf_holds_the_book():

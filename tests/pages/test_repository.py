@@ -34,7 +34,9 @@ PROJECT = PYPROJECT["project"]
 def test_every_mention_agrees_with_the_config():
     owner, name = CONFIG["repository"]["url"].removeprefix("https://github.com/").split("/")
     files = [build_book.ROOT / name for name in OTHERS]
-    files += [p for p in (build_book.ROOT / "book").rglob("*") if p.suffix in (".md", ".ipynb")]
+    for folder in ("book", ".github", "paper"):
+        found = (build_book.ROOT / folder).rglob("*")
+        files += [p for p in found if p.suffix in (".md", ".ipynb", ".yml", ".bib")]
     for path in files:
         text = path.read_text("utf-8")
         assert set(re.findall(rf"github\.com/([\w-]+)/{name}\b", text)) <= {owner}, path
