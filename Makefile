@@ -54,7 +54,7 @@ hooks: env ## have git check and mend what you commit, before each commit
 	@git config core.hooksPath .githooks
 
 owner: env ## once, to publish: your NAME on GitHub in every address of the repository
-	@$(BIN)/python -m tools.owner $(NAME)
+	@$(BIN)/python -m tools.owner "$(if $(findstring command,$(origin NAME)),$(NAME))" # WSL has a NAME in its environment
 	@$(BIN)/python -m assignments.grader build
 
 pins: ## make requirements.txt again, after a change of what pyproject.toml asks for

@@ -52,7 +52,7 @@ def put(name: str, root: Path) -> None:
             f"{name!r} is no name on GitHub: up to 39 letters and digits, with single hyphens "
             "between them. Give yours: make owner NAME=your-name"
         )
-    if git(root, "status", "--porcelain"):
+    if git(root, "status", "--porcelain", "--untracked-files=no"):
         sys.exit("Commit your changes first, so that `git checkout .` can undo what comes now.")
     found = places(root)
     if not found:

@@ -47,10 +47,11 @@ def test_nothing_is_published_before_it_is_set(tree, capsys):
 
 
 def test_it_is_set_once_and_never_over_work_that_git_does_not_have(tree):
-    (tree / "notes.md").write_text("Not committed.")
+    (tree / "notes.md").write_text("Not git's.")
+    (tree / "README.md").write_text("SET_OWNER, and not committed.")
     with pytest.raises(SystemExit, match="Commit your changes first"):
         owner.main(["some-body"], tree)
-    (tree / "notes.md").unlink()
+    git(tree, "checkout", ".")
     owner.main(["some-body"], tree)
     committed(tree)
     with pytest.raises(SystemExit, match="an owner is set"):
