@@ -15,7 +15,7 @@ export OMP_NUM_THREADS := 1
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env book serve slides assignments notebooks queue benchmark check test thorough elsewhere families colab links hooks pins lint clean
+.PHONY: help env book serve slides assignments notebooks queue benchmark check test thorough elsewhere families colab links hooks owner pins lint clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,10 @@ benchmark: env ## time and memory of every method, recorded in results/speed (SI
 
 hooks: env ## have git check and mend what you commit, before each commit
 	@git config core.hooksPath .githooks
+
+owner: env ## once, to publish: your NAME on GitHub in every address of the repository
+	@$(BIN)/python -m tools.owner $(NAME)
+	@$(BIN)/python -m assignments.grader build
 
 pins: ## make requirements.txt again, after a change of what pyproject.toml asks for
 	@$(BIN)/python -m tools.pins

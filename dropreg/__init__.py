@@ -68,4 +68,4 @@ __all__ = [
     "sample",
     "shared_dropout",
 ]
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"

@@ -12,6 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 TIMES = "book/reference/times"
+KAGGLE = "https://kaggle.com/kernels/welcome?src=https://github.com/"
 
 
 def show_logo(app: Sphinx, config: Config) -> None:
@@ -41,6 +42,23 @@ def no_editing_of_what_is_made(
                 group["buttons"] = [
                     each for each in group["buttons"] if each["label"] != "source-edit-button"
                 ]
+
+
+def offer_kaggle(
+    app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Put a button for Kaggle, which the theme does not know, behind Colab's."""
+    for group in context["header_buttons"]:
+        if group.get("label") == "launch-buttons":
+            (colab,) = (each["url"] for each in group["buttons"] if each["text"] == "Colab")
+            kaggle = {
+                "type": "link",
+                "text": "Kaggle",
+                "tooltip": "Launch on Kaggle; switch the Internet on there, in the settings",
+                "icon": "fab fa-kaggle",
+                "url": KAGGLE + colab.partition("/github/")[2],
+            }
+            group["buttons"].append(kaggle)
 
 
 def list_the_bibliography(
@@ -79,5 +97,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("html-page-context", name_what_is_folded)
     # After the handlers of others have added what is changed here.
     app.connect("html-page-context", no_editing_of_what_is_made, priority=900)
+    app.connect("html-page-context", offer_kaggle, priority=900)
     app.connect("html-page-context", plain_previews, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -60,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     def training(one: argparse.ArgumentParser) -> None:
         one.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
         one.add_argument("--jobs", type=_positive, default=1, help="runs side by side")
-        one.add_argument("--max-minutes", type=float, help="stop by then, at the end of an epoch")
+        one.add_argument(
+            "--max-minutes", type=_minutes, help="stop by then, at the end of an epoch"
+        )
 
     sizes = ("tiny", "small", "medium", "large", "full")
     command("list", _list, "show the experiments")
@@ -84,15 +87,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+# What argparse says of a bad value names the function that refuses it, unless it says so itself.
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = math.nan
+    if not 0 <= minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; give minutes, such as 30 or 0.5")
+    return minutes
 
 
 def _seeds(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds; give them as in 0,1,2")
+    seeds = [int(part) for part in parts]
+    if len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} names a seed twice")
+    return seeds
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -121,11 +140,20 @@ def _run(options: argparse.Namespace) -> int:
     for each, size in chosen:
         if size not in each.sizes:
             raise InputError(f"{each.name} is run at {', '.join(each.sizes)}; pass --size.")
-    missing = without_data(chosen)
+    missing = without_data(chosen, options.seeds)
     for name, error in missing.items():
         if not options.queue:
             raise error
         print(f"dropreg: {name} is left out: {error}", file=sys.stderr)
+    for each, _ in chosen:
+        declared = set.intersection(*(set(arm.seeds) for arm in each.arms.values()))
+        further = [seed for seed in options.seeds or () if seed not in declared]
+        if further and each.name not in missing:
+            print(
+                f"dropreg: {each.name} declares no seed {', '.join(map(str, further))} for all "
+                "of its arms: these runs are kept, and no table or verdict counts them.",
+                file=sys.stderr,
+            )
     found = [(each.name, size) for each, size in chosen if each.name not in missing]
     return _work(options, Order(found, options.seeds))
 
@@ -164,19 +192,31 @@ def _status(options: argparse.Namespace) -> int:
     store = _store(options)
     for size in [Size(options.size)] if options.size else Size:
         print(f"{size}: experiment      ended / known  diverged  running  begun  minutes")
+        seen: dict[str, tuple[bool, bool, bool, bool, float]] = {}
         for each in at_size(size):
             runs = list(each.runs(size, store.lookup))
-            ended = [record for record in map(store.lookup, runs) if record]
-            diverged = sum(not record.finished for record in ended)
-            begun = sum(store.checkpoint(run).exists() for run in runs)
-            running = sum(map(store.is_running, runs))
-            minutes = sum(record.seconds for record in ended) / 60
-            more = "" if all(arm.chosen(size, store.lookup) for arm in each.arms.values()) else "+"
-            print(
-                f"  {each.name:20} {len(ended):5} / {len(runs)}{more:<5} {diverged:7} {running:8} "
-                f"{begun:6} {minutes:8.1f}"
-            )
+            for run in runs:
+                if run.name not in seen:
+                    record = store.lookup(run)
+                    seen[run.name] = (
+                        record is not None,
+                        record is not None and not record.finished,
+                        store.is_running(run),
+                        store.checkpoint(run).exists(),
+                        record.seconds / 60 if record else 0.0,
+                    )
+            more = "+" if each.is_tuning(size, store.lookup) else ""
+            print(_status_line(each.name, more, [seen[run.name] for run in runs]))
+        print(_status_line("each run once", "", list(seen.values())))
     return 0
+
+
+def _status_line(name: str, more: str, runs: list[tuple[bool, bool, bool, bool, float]]) -> str:
+    ended, diverged, running, begun, minutes = map(sum, zip(*runs, strict=True))
+    return (
+        f"  {name:20} {ended:5} / {len(runs)}{more:<5} {diverged:7} {running:8} {begun:6} "
+        f"{minutes:8.1f}"
+    )
 
 
 def _report(options: argparse.Namespace) -> int:

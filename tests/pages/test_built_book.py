@@ -142,7 +142,7 @@ def test_links_to_elsewhere_are_well_formed(page):
 
 
 def test_links_into_the_repository_name_what_is_there(page):
-    """The buttons for Colab, Binder and editing, and whatever the text names."""
+    """The buttons for Colab, Kaggle, Binder and editing, and whatever the text names."""
     named = re.compile(
         rf"(?:{REPOSITORY}/(?:blob|edit|tree)/main/|"
         rf"colab\.research\.google\.com/github/{REPOSITORY.removeprefix('https://github.com/')}"
@@ -157,18 +157,21 @@ def test_links_into_the_repository_name_what_is_there(page):
         assert not [address for address in addresses if "/edit/" in address]
     else:
         assert paths
-    for host in ("colab.research.google.com/github", "mybinder.org/v2"):
+    for host in ("colab.research.google.com/github", "kaggle.com/kernels", "mybinder.org/v2"):
         assert all(named.search(each) for each in addresses if host in each)
 
 
-def test_chapters_open_in_colab(page):
+def test_chapters_open_in_colab_and_on_kaggle(page):
     notebook = page.relative_to(HTML).with_suffix(".ipynb")
     if not (build_book.ROOT / notebook).exists():
         return
     article = parsed(page).find(class_="article-header-buttons")
-    buttons = [a["href"] for a in article.find_all("a") if "colab.research" in a.get("href", "")]
-    assert len(buttons) == 1
-    assert buttons[0].endswith(f"/blob/main/{notebook}")
+    links = [a["href"] for a in article.find_all("a", href=True)]
+    (colab,) = (link for link in links if "colab.research" in link)
+    assert colab.endswith(f"/blob/main/{notebook}")
+    (kaggle,) = (link for link in links if "kaggle.com" in link)
+    source = f"{REPOSITORY}/blob/main/{notebook}"
+    assert kaggle == f"https://kaggle.com/kernels/welcome?src={source}"
 
 
 def test_the_foot_of_the_page_says_which_book_this_is(page):

@@ -1,9 +1,10 @@
 """An execution is kept until something changes that decides its outputs, and no longer."""
 
+import nbformat
 import pytest
 from nbformat import v4
 
-from tools import cache_key, notebooks
+from tools import build_book, cache_key, notebooks
 
 TREE = {
     "requirements.txt": "torch",
@@ -129,3 +130,18 @@ def test_chapters_find_the_results_only_through_what_reads_them():
     for path in (cache_key.ROOT / "dropreg").rglob("*.py"):
         if "results_folder" in path.read_text("utf-8"):
             assert "dropreg/book/experiments/" in path.as_posix()
+
+
+def test_where_the_library_is_installed_from_makes_no_output(tree):
+    def key(address, code="1 + 1"):
+        install = f"{notebooks.INSTALLS}  # on Colab\n    %pip install -q '{address}'"
+        return cache_key.cache_key(notebook(install, code), tree)
+
+    assert key("dropreg @ git+https://github.com/somebody/dropreg") == key("dropreg")
+    assert key("dropreg") != key("dropreg", code="2 + 2")
+
+
+def test_every_chapters_first_cell_is_known_as_the_one_that_installs():
+    for path in build_book.chapters():
+        first = notebooks.code_of(nbformat.read(path, as_version=4))[0]
+        assert first.startswith(notebooks.INSTALLS), path

@@ -222,3 +222,8 @@ class Experiment:
             if run.name not in seen:
                 seen.add(run.name)
                 yield run
+
+    def is_tuning(self, size: Size, lookup: Lookup) -> bool:
+        """Whether an arm's strength is not yet chosen, so that its own runs are not yet known."""
+        arms = self.arms.values() if size in self.sizes else ()
+        return not all(arm.chosen(size, lookup) for arm in arms)

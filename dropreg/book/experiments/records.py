@@ -8,6 +8,7 @@ work side by side never write to the same file, and results from another machine
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
@@ -28,10 +29,32 @@ from dropreg.errors import DropregError
 
 SCHEMA = 1
 """Version of the files' form; `results/README.md` describes it."""
+COMMIT, CHANGED = "DROPREG_COMMIT", "+changed"
+"""The variable that names the commit, and how it ends where the library has been changed since."""
 
 
 class RecordError(DropregError):
     """A file of results is damaged, or of another form."""
+
+
+class StorageError(DropregError):
+    """A folder or a file cannot be written or read: a right is missing, or room."""
+
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> StorageError:
+        """Say which file it is, and why.
+
+        Args:
+            path: The file or folder.
+            error: What the system said.
+
+        Returns:
+            The error, to be raised.
+        """
+        return cls(
+            f"{path} cannot be written or read ({error.strerror or error}). See to its rights and "
+            "to room on the disk, or name other folders with --results and --work."
+        )
 
 
 @dataclass(frozen=True)
@@ -124,14 +147,28 @@ def read_record(path: Path) -> Record:
 
     Raises:
         RecordError: If the file is damaged or of another form.
+        StorageError: If it cannot be read.
     """
+    try:
+        status = path.stat()
+        return _read(path, status.st_mtime_ns, status.st_size, status.st_ino)
+    except OSError as error:
+        raise StorageError.of(path, error) from error
+
+
+@cache
+def _read(path: Path, *version: int) -> Record:
+    """Read a file once, until another stands in its place: whoever looks for work asks for all."""
     try:
         data = json.loads(path.read_bytes())
         if data.pop("schema") != SCHEMA:
             raise RecordError(f"{path} is not of the form {SCHEMA}, which this version reads.")
         return Record(**data)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"{path} is not the record of a run, or is damaged: {error!r}") from error
+        raise RecordError(
+            f"{path} is not the record of a run, or is damaged: {error!r}. Restore it (`git "
+            f"checkout -- {path}`), or delete it, and the run is trained again."
+        ) from error
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -140,19 +177,45 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Args:
         path: The file; its folder is made.
         write: Writes the content.
+
+    Raises:
+        StorageError: If it cannot be written; the old file is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are for the owner only
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # mkstemp's files are for the owner only
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise StorageError.of(path, error) from error
+
+
+def prepare(path: Path) -> None:
+    """See that a file can be written, before the work whose outcome it will hold.
+
+    Args:
+        path: The file; its folder is made. What a killed process left of it is removed, so nobody
+            else may be writing it.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            leftover.unlink()
+    except OSError as error:
+        raise StorageError.of(path, error) from error
 
 
 def results_folder() -> Path:
@@ -185,14 +248,15 @@ def session(device: torch.device) -> dict[str, Any]:
 def commit() -> dict[str, Any]:
     """The commit of the code, and whether the library has been changed since.
 
-    DROPREG_COMMIT stands for it where the code runs outside its repository.
+    DROPREG_COMMIT stands for it where the code runs outside its repository, or with another of its
+    processes; it ends in "+changed" if the library has been.
 
     Returns:
         "commit", a hash or a version, and "changed".
     """
-    given = os.environ.get("DROPREG_COMMIT")
+    given = os.environ.get(COMMIT)
     if given:
-        return {"commit": given, "changed": False}
+        return {"commit": given.removesuffix(CHANGED), "changed": given.endswith(CHANGED)}
     package = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""What the runs of a size say, as plain text: a table for each experiment, then the claims."""
+"""What the runs of a size say, as plain text: the claims, then a table for each experiment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dropreg.book.experiments.verdicts import View, corrected, judge, perplexiti
 
 
 def report(size: Size, store: Store) -> str:
-    """The tables and verdicts of a size, the second edition's first.
+    """The verdicts and tables of a size, the second edition's first.
 
     Args:
         size: Size.
@@ -26,12 +26,10 @@ def report(size: Size, store: Store) -> str:
     Returns:
         Several lines.
     """
-    parts = [_table(each, size, store) for each in at_size(size) if each.name in SECOND_EDITION]
-    parts.append(_claims(size, store))
-    parts += [
-        _first_table(each, size, store) for each in at_size(size) if each.name in FIRST_EDITION
-    ]
-    parts.append(_first_claims(size, store))
+    parts = [_claims(size, store), _first_claims(size, store)]
+    for each in at_size(size):
+        table = _table if each.name in SECOND_EDITION else _first_table
+        parts.append(table(each, size, store))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -8,14 +8,15 @@ the system has released and a checkpoint that the next one takes up.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
-import queue
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ import torch
 
 from dropreg.book.experiments.catalog import EXPERIMENTS
 from dropreg.book.experiments.declarations import Experiment, Run
-from dropreg.book.experiments.records import Record, read_record
+from dropreg.book.experiments.records import Record, StorageError, prepare, read_record
 from dropreg.book.experiments.tasks import Size, texts
 from dropreg.book.experiments.training import Progress, train
 from dropreg.errors import DataError, DropregError, MissingPackageError
 
 REPORT_EVERY = 0.2
 """Seconds between two reports of a worker."""
+LINE_EVERY = 180.0
+"""Seconds between two lines on a run, where no terminal shows its bar."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Store:
         Raises:
             RecordError: If there is a file of that name that cannot be read.
         """
-        path = self.results / f"{run.name}.json"
+        path = self.row(run)
         if not path.exists():
             return None
         record = read_record(path)
@@ -93,29 +96,59 @@ class Store:
         if record.ended or before is None or len(before.epochs) < len(record.epochs):
             record.write(self.results)
 
+    def row(self, run: Run) -> Path:
+        """The file for a run's record."""
+        return self.results / f"{run.name}.json"
+
     def checkpoint(self, run: Run) -> Path:
         """The file for a run's state."""
         return self.work / f"{run.name}.pt"
 
-    def lock(self, run: Run) -> Any:
-        """The lock that a worker holds while it trains a run."""
+    def prepare(self) -> None:
+        """See that both folders can be written, before any work.
+
+        Raises:
+            StorageError: If one cannot.
+        """
+        for folder in (self.results, self.work):
+            prepare(folder / "any")
+
+    @contextlib.contextmanager
+    def lock(self, run: Run) -> Iterator[bool]:
+        """The lock that a worker holds while it trains a run.
+
+        Args:
+            run: The run.
+
+        Yields:
+            Whether we hold it; if not, somebody else does.
+
+        Raises:
+            StorageError: If the lock's file cannot be made.
+        """
         import filelock
 
         path = self.work / f"{run.name}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(path, timeout=0)
+        lock = filelock.FileLock(path, timeout=0)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except filelock.Timeout:
+            yield False
+            return
+        except OSError as error:
+            raise StorageError.of(path, error) from error
+        try:
+            yield True
+        finally:
+            lock.release()
 
     def is_running(self, run: Run) -> bool:
         """Whether a worker holds a run's lock right now."""
-        import filelock
-
         if not (self.work / f"{run.name}.lock").exists():
             return False
-        try:
-            with self.lock(run):
-                return False
-        except filelock.Timeout:
-            return True
+        with self.lock(run) as free:
+            return not free
 
 
 @dataclass(frozen=True)
@@ -151,12 +184,36 @@ class Order:
                 seen.add(run.name)
                 yield run
 
+    def summary(self, store: Store) -> tuple[int, str]:
+        """How far it is.
 
-def without_data(experiments: Iterable[tuple[Experiment, Size]]) -> dict[str, DropregError]:
+        Args:
+            store: Where the ended runs are.
+
+        Returns:
+            How many of the known runs are left, and a phrase for what has ended.
+
+        Raises:
+            RecordError: If a file of results is damaged.
+        """
+        known = list(self.runs(store))
+        ended = sum(store.lookup(run) is not None for run in known)
+        waiting = not self.begun and any(
+            EXPERIMENTS[name].is_tuning(size, store.lookup) for name, size in self.experiments
+        )
+        more = " (a strength is being tuned, which will make more runs known)" if waiting else ""
+        return len(known) - ended, f"{ended} of {len(known)} runs have ended{more}"
+
+
+def without_data(
+    experiments: Iterable[tuple[Experiment, Size]], seeds: Sequence[int] | None = None
+) -> dict[str, DropregError]:
     """Load the texts of some experiments, so that one that is missing is known before any work.
 
     Args:
         experiments: The experiments, each with a size.
+        seeds: The seeds that are asked for, of which each may have a piece of its own; as declared
+            if None.
 
     Returns:
         For each experiment whose text cannot be had, why.
@@ -166,7 +223,8 @@ def without_data(experiments: Iterable[tuple[Experiment, Size]]) -> dict[str, Dr
         for arm in experiment.arms.values():
             run = (arm.tuning_runs(size) or arm.runs(size, lambda _: None))[0]
             try:
-                texts(run.setting, run.seed)
+                for seed in seeds or [run.seed]:
+                    texts(run.setting, seed)
             except (DataError, MissingPackageError) as error:
                 missing[experiment.name] = error
                 break
@@ -195,30 +253,28 @@ def run_one(
     Raises:
         DataError: If the run's text is not there.
         RecordError: If a file of results is damaged.
+        StorageError: If its files cannot be written, which is tried before the training.
     """
-    import filelock
-
     if store.lookup(run):
         return None
-    try:
-        with store.lock(run):
-            if store.lookup(run):  # ended between the two looks
-                return None
-            checkpoint = store.checkpoint(run)
-            record = train(
-                run,
-                checkpoint,
-                device=device,
-                stop=stop,
-                observe=observe,
-                observe_every=REPORT_EVERY,
-            )
-            store.keep(run, record)
-            if record.ended:
-                checkpoint.unlink(missing_ok=True)
-            return record
-    except filelock.Timeout:
-        return None
+    with store.lock(run) as free:
+        if not free or store.lookup(run):  # it may have ended between the two looks
+            return None
+        checkpoint = store.checkpoint(run)
+        prepare(checkpoint)
+        prepare(store.row(run))
+        record = train(
+            run,
+            checkpoint,
+            device=device,
+            stop=stop,
+            observe=observe,
+            observe_every=REPORT_EVERY,
+        )
+        store.keep(run, record)
+        if record.ended:
+            checkpoint.unlink(missing_ok=True)
+        return record
 
 
 def run_next(
@@ -260,24 +316,27 @@ def run_next(
 
 
 def _worker(
-    number: int, order: Order, store: Store, device: str, deadline: float | None, mailbox: Any
+    order: Order, store: Store, device: str, deadline: float | None, parent: Connection
 ) -> None:
     """Train run after run, and report to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     # One thread: side by side more are slower, and the order of sums stays the same everywhere.
     torch.set_num_threads(1)
+
+    def tell(message: Progress | Record | str) -> None:
+        # Whose parent is gone stops at the end of the epoch; see `run_next`.
+        with contextlib.suppress(BrokenPipeError):
+            parent.send(message)
+
     try:
-        while record := run_next(
-            order, store, device, deadline, lambda progress: mailbox.put((number, progress))
-        ):
-            mailbox.put((number, record))
+        while record := run_next(order, store, device, deadline, tell):
+            tell(record)
             if not record.ended:  # the time is over
                 break
-        mailbox.put((number, None))
     except DropregError as error:
-        mailbox.put((number, str(error)))
+        tell(str(error))
     except Exception:
-        mailbox.put((number, traceback.format_exc()))
+        tell(traceback.format_exc())
 
 
 def run_all(
@@ -288,7 +347,7 @@ def run_all(
     jobs: int = 1,
     max_minutes: float | None = None,
 ) -> bool:
-    """Work off an order with some workers, and show how far they are.
+    """Work off an order with some workers, and say how far they are.
 
     Args:
         order: What is to be run.
@@ -299,56 +358,73 @@ def run_all(
 
     Returns:
         Whether no worker failed.
+
+    Raises:
+        RecordError: If a file of results is damaged.
+        StorageError: If a folder cannot be written.
     """
+    left, summary = order.summary(store)
+    print(f"{summary}; results: {store.results}, checkpoints: {store.work}", flush=True)
+    if not left:
+        return True
+    store.prepare()
     context = multiprocessing.get_context("spawn")
-    mailbox = context.Queue()
     # The clock that workers compare with counts from the start of the machine, not of the process.
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-    workers = [
-        context.Process(target=_worker, args=(i, order, store, device, deadline, mailbox))
-        for i in range(jobs)
-    ]
-    for worker in workers:
+    # A pipe for each, whose other end the worker alone holds: so both see when the other is gone.
+    workers: dict[Connection, Any] = {}
+    for _ in range(jobs):
+        ours, theirs = context.Pipe(duplex=False)
+        worker = context.Process(target=_worker, args=(order, store, device, deadline, theirs))
         worker.start()
+        theirs.close()
+        workers[ours] = worker
+    numbers = {pipe: number for number, pipe in enumerate(workers)}
     failures: list[str] = []
     with _Display(jobs) as display:
-        busy = set(range(jobs))
         try:
+            busy = set(workers)
             while busy:
-                try:
-                    number, message = mailbox.get(timeout=1.0)
-                except queue.Empty:
-                    for number in [i for i in busy if not workers[i].is_alive()]:
-                        if mailbox.empty():
-                            busy.discard(number)
+                for pipe in wait(busy):
+                    assert isinstance(pipe, Connection)
+                    try:
+                        message = pipe.recv()
+                    except (EOFError, OSError):  # it has ended, or was killed while it sent
+                        busy.remove(pipe)
+                        workers[pipe].join()
+                        if code := workers[pipe].exitcode:
                             failures.append(
-                                f"worker {number} was killed (exit code "
-                                f"{workers[number].exitcode}); `dropreg resume` continues its run"
+                                f"worker {numbers[pipe]} was killed (exit code {code}); the same "
+                                "command continues its run"
                             )
-                    continue
-                if isinstance(message, Progress):
-                    display.progress(number, message)
-                elif isinstance(message, Record):
-                    display.ended(message)
-                else:
-                    busy.discard(number)
-                    if message is not None:
+                        continue
+                    if isinstance(message, Progress):
+                        display.progress(numbers[pipe], message)
+                    elif isinstance(message, Record):
+                        display.ended(message)
+                    else:
                         failures.append(message)
         finally:
-            for worker in workers:
+            for worker in workers.values():
                 worker.terminate()  # after an interruption; files are whole at any moment
                 worker.join()
     for failure in failures:
         print(f"dropreg: {failure}", file=sys.stderr)
+    left, summary = order.summary(store)
+    print(f"{summary}{f'; {left} left, for which the same command goes on' if left else ''}")
     return not failures
 
 
 class _Display:
-    """One bar a worker on a terminal, if tqdm is there, and a line for each run that ends."""
+    """How far the workers are: a bar for each on a terminal, if tqdm is there; else some lines."""
 
     def __init__(self, jobs: int) -> None:
         self._bars: list[Any] = []
-        self._say: Callable[[str], object] = print
+        self._say: Callable[[str], object] = lambda line: print(line, flush=True)
+        self._said = [time.monotonic()] * jobs
+        self._shown = [""] * jobs
+        if not sys.stderr.isatty():
+            return
         try:
             from tqdm import tqdm
         except ModuleNotFoundError:  # the work and its lines do not need the bars
@@ -359,12 +435,10 @@ class _Display:
                 total=1.0,
                 position=i,
                 leave=False,
-                disable=not sys.stderr.isatty(),
                 bar_format="{desc} {percentage:3.0f}%|{bar:20}| {remaining} left{postfix}",
             )
             for i in range(jobs)
         ]
-        self._shown = [""] * jobs
 
     def __enter__(self) -> _Display:
         return self
@@ -374,8 +448,15 @@ class _Display:
             bar.close()
 
     def progress(self, number: int, progress: Progress) -> None:
-        """Move a worker's bar."""
+        """Move a worker's bar, or say now and then where it is."""
+        place = (
+            f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}, "
+            f"perplexity {progress.perplexity:.1f}"
+        )
         if not self._bars:
+            if time.monotonic() - self._said[number] >= LINE_EVERY:
+                self._said[number] = time.monotonic()
+                self._say(f"{progress.run}: {place}")
             return
         bar = self._bars[number]
         done = (progress.epoch - 1 + progress.share) / progress.epochs
@@ -385,18 +466,25 @@ class _Display:
             bar.initial = done  # what an earlier session did says nothing about the speed
             bar.n = done
         bar.set_description_str(progress.run, refresh=False)
-        bar.set_postfix_str(
-            f"epoch {progress.epoch}/{progress.epochs}, loss {progress.loss:.3f}, "
-            f"perplexity {progress.perplexity:.1f}",
-            refresh=False,
-        )
+        bar.set_postfix_str(place, refresh=False)
         bar.n = min(done, 1.0)
         bar.refresh()
 
     def ended(self, record: Record) -> None:
         """Say how a run ended."""
-        if record.finished:
-            outcome = f"perplexity {record.best:.1f} at best, {record.last:.1f} at the end"
-        else:
-            outcome = record.status
-        self._say(f"{record.run}: {outcome} ({record.seconds / 60:.1f} min)")
+        self._say(outcome(record))
+
+
+def outcome(record: Record) -> str:
+    """What a run left, in one line.
+
+    Args:
+        record: Its record.
+
+    Returns:
+        The line.
+    """
+    how = record.status
+    if record.finished:
+        how = f"perplexity {record.best:.1f} at best, {record.last:.1f} at the end"
+    return f"{record.run}: {how} ({record.seconds / 60:.1f} min)"

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import math
+import os
+import sys
 import time
 import warnings
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +24,7 @@ from torch import Tensor, nn
 
 from dropreg.book.data.batches import windows
 from dropreg.book.experiments.declarations import Run
-from dropreg.book.experiments.records import Record, session, write_whole
+from dropreg.book.experiments.records import Record, StorageError, session, write_whole
 from dropreg.book.experiments.tasks import Setting, texts
 from dropreg.book.models.base import State, detach
 from dropreg.control.kernels import float32_precision
@@ -37,6 +41,8 @@ FORGOTTEN = 0.01
 """Weight of all updates before an epoch at its end, below which the average may begin anew."""
 LOOK_EVERY = 50
 """Updates between two looks at whether the gradient is finite; each waits for a GPU."""
+CHECKPOINT = {"config", "model", "optimizer", "noise", "average", "epochs", "sessions"}
+"""What a checkpoint holds."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,8 @@ def train(
 ) -> Record:
     """Train from the beginning, or from the checkpoint if there is one of this very run.
 
+    A checkpoint that is damaged is named on standard error and set aside, as `NAME.damaged`.
+
     On a CPU, with one number of threads, the outcome is the same to the last bit, however often the
     run is stopped and taken up again; a GPU adds some numbers up in another order each time. All
     rules are computed in the same precision, on a GPU too, where PyTorch's default for an LSTM is a
@@ -183,6 +191,7 @@ def train(
 
     Raises:
         DataError: If the text is not there and cannot be fetched.
+        StorageError: If the checkpoint cannot be written or read.
     """
     device = torch.device(device)
     setting, config = run.setting, run.config
@@ -195,7 +204,7 @@ def train(
     noise = torch.Generator(device).manual_seed(1_000_000 + run.seed)
     epochs: list[dict[str, Any]] = []
     sessions: list[dict[str, Any]] = []
-    saved = _load(checkpoint, config, device)
+    saved = _load(checkpoint, config)
     if saved:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -339,11 +348,34 @@ def _optimizer(setting: Setting, model: nn.Module) -> torch.optim.Optimizer:
     )
 
 
-def _load(path: Path, config: dict[str, Any], device: torch.device) -> dict[str, Any] | None:
-    """A checkpoint, if there is one and it is of this configuration."""
-    if not path.exists():
+def _load(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """A checkpoint, if there is one and it is of this configuration; one that is damaged goes."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return None
-    saved = torch.load(path, map_location=device, weights_only=True)
-    saved.setdefault("average", None)  # of an older version
-    saved["noise"] = saved["noise"].cpu()  # a generator's state lies there, whatever its device
+    except OSError as error:
+        raise StorageError.of(path, error) from error
+    try:
+        # `torch.load` believes numbers whose bits have changed on the disk.
+        damaged = zipfile.ZipFile(io.BytesIO(content)).testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} in it has changed since it was written")
+        saved: dict[str, Any] = torch.load(
+            io.BytesIO(content), map_location="cpu", weights_only=True
+        )
+        saved.setdefault("average", None)  # of an older version
+        if missing := CHECKPOINT - saved.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except MemoryError:
+        raise
+    except Exception as error:  # readers of damaged files raise whatever they stumble over
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        print(
+            f"dropreg: {path} is damaged ({error or repr(error)}); it is set aside as "
+            f"{aside.name}, and its run begins anew.",
+            file=sys.stderr,
+        )
+        return None
     return saved if saved["config"] == config else None

@@ -1,6 +1,7 @@
 """Training runs: stopped, killed, started twice, diverged; and the same to the last bit."""
 
 import dataclasses
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,10 +20,16 @@ from torch import nn
 
 from dropreg.book import cli
 from dropreg.book.experiments import EXPERIMENTS, TASKS, Record, RecordError, Run, Size, Store
+from dropreg.book.experiments.catalog import at_size
 from dropreg.book.experiments.declarations import TUNING_SEEDS, Arm, Experiment, Tuning
 from dropreg.book.experiments.ledger import rows
-from dropreg.book.experiments.records import read_record, results_folder, write_whole
-from dropreg.book.experiments.runner import Order, run_next
+from dropreg.book.experiments.records import (
+    StorageError,
+    read_record,
+    results_folder,
+    write_whole,
+)
+from dropreg.book.experiments.runner import Order, run_next, run_one
 from dropreg.book.experiments.tasks import texts
 from dropreg.book.experiments.training import Average, evaluate, train
 from dropreg.errors import DataError, MissingPackageError
@@ -347,22 +355,113 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         file.write(b"half")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StorageError, match=r"file cannot be written .*disk full"):
         write_whole(tmp_path / "file", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_is_read_once_until_another_stands_in_its_place(checkpoint, store, monkeypatch):
+    run = a_run()
+    record = train(run, checkpoint)
+    record.write(store.results)
+    read, real = [], json.loads
+    monkeypatch.setattr(json, "loads", lambda content: read.append(content) or real(content))
+    assert [store.lookup(run) for _ in range(3)] == [record] * 3
+    assert len(read) == 1
+    other = dataclasses.replace(record, status="diverged: epoch 2")
+    other.write(store.results)
+    assert store.lookup(run) == other
+    store.row(run).unlink()
+    assert store.lookup(run) is None
+
+
+def damage(content, how):
+    if how == "nothing in it":
+        return b""
+    if how == "cut short":
+        return content[: len(content) // 2]
+    if how == "no checkpoint":
+        return b"some words"
+    if how == "another program's":
+        file = io.BytesIO()
+        torch.save({"weights": torch.ones(3)}, file)
+        return file.getvalue()
+    # One bit of a weight, which torch.load believes.
+    weight, *_ = torch.load(io.BytesIO(content), weights_only=True)["model"].values()
+    place = content.index(weight.numpy().tobytes())
+    changed = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    torch.load(io.BytesIO(changed), weights_only=True)
+    return changed
+
+
+@pytest.mark.parametrize(
+    "how", ["nothing in it", "cut short", "no checkpoint", "another program's", "one bit"]
+)
+def test_a_damaged_checkpoint_is_named_and_set_aside_and_its_run_begins_anew(how, store, capsys):
+    run = a_run(changes={"epochs": 3})
+    expected = run_one(run, Store(store.results / "whole", store.work / "whole"), "cpu")
+    run_one(run, store, "cpu", stop=lambda seconds: True)
+    checkpoint = store.checkpoint(run)
+    damaged = damage(checkpoint.read_bytes(), how)
+    checkpoint.write_bytes(damaged)
+    record = run_one(run, store, "cpu")
+    assert numbers(record) == numbers(expected)
+    assert len(record.sessions) == 1
+    assert f"{checkpoint} is damaged" in capsys.readouterr().err
+    assert not checkpoint.exists()
+    assert checkpoint.with_name("seed0.pt.damaged").read_bytes() == damaged
+
+
+def test_what_a_killed_process_left_half_written_goes(store):
+    run = a_run()
+    others = a_run(seed=10)
+    left = [
+        path.with_name(f".{path.name}.abcd1234")
+        for each in (run, others)
+        for path in (store.checkpoint(each), store.row(each))
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+    assert run_one(run, store, "cpu").finished
+    assert [path.exists() for path in left] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("folder", ["results", "work"])
+@pytest.mark.parametrize("below", [False, True])
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(
+    folder, below, store, capfd, monkeypatch
+):
+    # A file stands in its place, which stops root, too.
+    path = getattr(store, folder)
+    path = path / "tiny" if below else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    monkeypatch.setattr("dropreg.book.experiments.runner.train", None)
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    assert cli.main(["run", "even-odd", "--size", "tiny", "--device", "cpu", *where]) == 1
+    said = capfd.readouterr().err
+    assert str(path) in said
+    assert "cannot be written" in said
+    assert "Traceback" not in said
+    assert not list(store.work.rglob("*.pt"))
 
 
 # The command line
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_the_numbers_are_the_same(store, tmp_path):
-    words = ("run", "noise-back", "--size", "tiny", "--seeds", "0", "--device", "cpu")
+@pytest.mark.parametrize(
+    ("seeds", "kills"), [("0", 2), pytest.param("0,1,2,3,4,5,6,7", 50, marks=pytest.mark.thorough)]
+)
+def test_killed_at_any_moment_the_numbers_are_the_same(seeds, kills, store, tmp_path):
+    words = ("run", "noise-back", "--size", "tiny", "--seeds", seeds, "--device", "cpu")
     untouched = Store(tmp_path / "untouched", tmp_path / "untouched-runs")
     subprocess.run(command(untouched, *words), check=True, capture_output=True)
-    expected = list(EXPERIMENTS["noise-back"].runs(TINY, untouched.lookup, [0]))
+    numbered = [int(seed) for seed in seeds.split(",")]
+    expected = list(EXPERIMENTS["noise-back"].runs(TINY, untouched.lookup, numbered))
     moments, killed = random.Random(0), 0
-    for _ in range(40):
+    for _ in range(20 * kills):
         process = subprocess.Popen(
             command(store, *words),
             stdout=subprocess.DEVNULL,
@@ -382,23 +481,28 @@ def test_killed_at_any_moment_the_numbers_are_the_same(store, tmp_path):
             read_record(path)
         if all(store.lookup(run) for run in expected):
             break
-    assert killed >= 2
+    assert killed >= kills
     subprocess.run(command(store, *words), check=True, capture_output=True)
     for run in expected:
         assert numbers(store.lookup(run)) == numbers(untouched.lookup(run))
 
 
+def ended_in(log):
+    """The runs that a log says have ended."""
+    return [line.split(":")[0] for line in log.splitlines() if " at best, " in line]
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_work(store):
-    words = ("run", "even-odd", "--size", "tiny", "--seeds", "0,1,2,3", "--jobs", "2")
+    words = ("run", "even-odd", "--size", "tiny", "--jobs", "2")
     both = [
         subprocess.Popen(command(store, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(2)
     ]
     outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    ended = [line.split(":")[0] for out, _ in outputs for line in out.decode().splitlines()]
-    runs = [run.name for run in EXPERIMENTS["even-odd"].runs(TINY, store.lookup, range(4))]
+    ended = [name for out, _ in outputs for name in ended_in(out.decode())]
+    runs = [run.name for run in EXPERIMENTS["even-odd"].runs(TINY, store.lookup)]
     assert sorted(ended) == sorted(runs)  # each trained once
     assert [err for _, err in outputs] == [b"", b""]  # quiet where there is no terminal
     assert not list(store.work.rglob("*.pt"))
@@ -410,7 +514,7 @@ def test_every_experiment_runs_and_is_reported(store, capsys):
     seeds = (0, 1, 2)
     queue = ["run", "--queue", "tiny", "--seeds", "0,1,2", "--device", "cpu", "--jobs", "2", *where]
     assert cli.main([*queue, "--max-minutes", "0"]) == 0
-    assert not store.results.exists()
+    assert not list(store.results.rglob("*.json"))
     assert cli.main(queue) == 0
     for experiment in EXPERIMENTS.values():
         if TINY not in experiment.sizes:
@@ -426,9 +530,17 @@ def test_every_experiment_runs_and_is_reported(store, capsys):
         ended = sum(store.lookup(run) is not None for run in runs)
         (line,) = (line for line in table.splitlines() if f" {experiment.name} " in line)
         assert line.split()[1:5] == [str(ended), "/", str(len(runs)), "0"]
+    each = {run.name for one in at_size(TINY) for run in one.runs(TINY, store.lookup)}
+    (line,) = (line for line in table.splitlines() if " each run once " in line)
+    assert line.split()[3:6] == [str(len(each)), "/", str(len(each))]
     assert cli.main(["report", "--size", "tiny", *where]) == 0
     report = capsys.readouterr().out
     assert "not yet run" not in report
+    lines = report.splitlines()
+    tables = [number for number, line in enumerate(lines) if line.endswith("  seeds")]
+    claims = [number for number, line in enumerate(lines) if line.startswith("claims, ")]
+    assert len(claims) == 2
+    assert max(claims) < min(tables)
     assert cli.main(["resume", "--device", "cpu", *where]) == 0  # nothing is left
     assert cli.main(["list"]) == 0
     listed = capsys.readouterr().out
@@ -565,15 +677,142 @@ def test_a_missing_package_leaves_an_experiment_out(store, capsys, monkeypatch):
     assert "dropout-k is left out: needs a reader" in capsys.readouterr().err
 
 
-def test_without_tqdm_there_are_lines_and_no_bars(store, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_without_a_terminal_or_tqdm_there_are_lines_and_no_bars(
+    terminal, store, capsys, monkeypatch
+):
+    if terminal:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("dropreg.book.experiments.runner.LINE_EVERY", 0.0)
     where = ["--results", str(store.results), "--work", str(store.work)]
     words = ["run", "even-odd", "--size", "tiny", "--seeds", "0", "--device", "cpu"]
     assert cli.main([*words, *where]) == 0
     out, err = capsys.readouterr()
-    runs = EXPERIMENTS["even-odd"].runs(TINY, store.lookup, [0])
-    assert [line.split(":")[0] for line in out.splitlines()] == [run.name for run in runs]
+    runs = [run.name for run in EXPERIMENTS["even-odd"].runs(TINY, store.lookup, [0])]
+    first, *between, last = out.splitlines()
+    places = f"results: {store.results}, checkpoints: {store.work}"
+    assert first == f"0 of {len(runs)} runs have ended; {places}"
+    assert last == f"{len(runs)} of {len(runs)} runs have ended"
+    assert ended_in(out) == runs
+    assert {line.split(": epoch ")[0] for line in between if ": epoch " in line} == set(runs)
     assert err == ""
+    assert cli.main([*words, *where]) == 0
+    assert capsys.readouterr().out == f"{last}; {places}\n"  # and no worker was started
+
+
+def test_what_is_left_is_told(store, capsys, monkeypatch):
+    monkeypatch.setattr("dropreg.book.experiments.runner._worker", stopped_at_once)
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    words = ["run", "ingredients", "--size", "tiny", "--device", "cpu", "--jobs", "2"]
+    assert cli.main([*words, *where]) == 0
+    first, last = capsys.readouterr().out.splitlines()
+    tuning = "a strength is being tuned, which will make more runs known"
+    assert f"({tuning}); results: " in first
+    left = len(list(EXPERIMENTS["ingredients"].runs(TINY, store.lookup)))
+    assert last.endswith(f"({tuning}); {left} left, for which the same command goes on")
+
+
+def stopped_at_once(*_):
+    """A worker without time."""
+
+
+def test_seeds_that_no_table_counts_are_told(store, capsys, monkeypatch):
+    monkeypatch.setattr("dropreg.book.experiments.runner._worker", stopped_at_once)
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    words = ["run", "even-odd", "--size", "tiny", "--device", "cpu"]
+    assert cli.main([*words, "--seeds", "0,7,9", *where]) == 0
+    said = capsys.readouterr().err
+    assert "even-odd declares no seed 7, 9 for all of its arms" in said
+    assert cli.main([*words, "--seeds", "0,2", *where]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_seed_without_a_piece_of_text_is_told_before_any_work(store, capsys, monkeypatch):
+    asked = []
+
+    def texts(setting, seed):
+        asked.append(seed)
+        if seed > 40:
+            raise DataError("no such piece")
+
+    monkeypatch.setattr("dropreg.book.experiments.runner.texts", texts)
+    where = ["--results", str(store.results), "--work", str(store.work)]
+    words = ["run", "lstm", "--size", "small", "--device", "cpu", "--seeds", "3,99"]
+    assert cli.main([*words, *where]) == 1
+    assert asked == [3, 99]
+    assert capsys.readouterr().err == "dropreg: no such piece\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max-minutes", "-1"], "'-1' is no time; give minutes"),
+        (["--max-minutes", "nan"], "'nan' is no time"),
+        (["--max-minutes", "soon"], "'soon' is no time"),
+        (["--jobs", "0"], "'0' is not a whole number above 0"),
+        (["--jobs", "two"], "'two' is not a whole number above 0"),
+        (["--seeds", "-1"], "'-1' is no list of seeds; give them as in 0,1,2"),
+        (["--seeds=-1,2"], "'-1,2' is no list of seeds"),
+        (["--seeds", "0,,1"], "'0,,1' is no list of seeds"),
+        (["--seeds", ""], "'' is no list of seeds"),
+        (["--seeds", "0-3"], "'0-3' is no list of seeds"),
+        (["--seeds", "1,2,1"], "'1,2,1' names a seed twice"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused(words, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["run", "even-odd", *words])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_orphan_ends_although_nobody_reads_what_it_says(store):
+    """Its parent is killed when the pipe is full, so that the worker waits for a reader."""
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, str(store.results), str(store.work)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    worker = psutil.Process(int(parent.stdout.readline()))
+    checkpoint = store.checkpoint(next(EXPERIMENTS["even-odd"].runs(TINY, store.lookup)))
+    while not checkpoint.with_suffix(".lock").exists():
+        time.sleep(0.1)
+    time.sleep(2)
+    assert worker.is_running()  # where an epoch takes less than a second
+    assert not checkpoint.exists()
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + 30
+    while worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (path,) = store.results.rglob("*.json")
+    assert read_record(path).status == "stopped after epoch 1"
+
+
+ORPHAN = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+from dropreg.book.experiments.runner import Order, Store, _worker
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    os.set_blocking(theirs.fileno(), False)
+    try:
+        while True:
+            os.write(theirs.fileno(), b"x")
+    except BlockingIOError:
+        os.set_blocking(theirs.fileno(), True)
+    store = Store(Path(sys.argv[1]), Path(sys.argv[2]))
+    order = Order([("even-odd", "tiny")])
+    worker = context.Process(target=_worker, args=(order, store, "cpu", None, theirs))
+    worker.start()
+    theirs.close()
+    print(worker.pid, flush=True)
+    time.sleep(1000)
+"""
 
 
 def test_a_worker_that_fails_is_heard(store, capfd):
