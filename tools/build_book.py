@@ -6,6 +6,7 @@
 
 A notebook is executed when what decides its outputs has changed since those in book/ were made, and
 since the execution that is kept in _build/executed: see cache_key.py. `--again` executes it anyway.
+`--plain` leaves Jupyter Book out, see plain_sphinx.py; the pages are the same.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import nbformat
 import yaml
 from playwright.sync_api import sync_playwright
 
-from tools import ROOT, equations, first_verdicts, labs, staging, times
+from tools import ROOT, equations, first_verdicts, labs, plain_sphinx, staging, times
 from tools.cache_key import cache_key
 from tools.notebooks import clean, code_hash, code_of
 
@@ -269,21 +270,34 @@ def stage(notebooks: dict[Path, Any]) -> Path:
         "generated_pages": list(GENERATED),
     }
     (source / "_config.yml").write_text(yaml.safe_dump(config), "utf-8")
+    plain_sphinx.write_conf(config, source)
     return source
 
 
-def sphinx(source: Path, builder: str) -> Path:
-    """Run one of Sphinx's builders on what is staged; stop at the first page it cannot make."""
+def sphinx(source: Path, builder: str, *, plain: bool = False) -> Path:
+    """Run one of Sphinx's builders on what is staged; stop at the first page it cannot make.
+
+    Args:
+        source: As `stage` leaves it.
+        builder: Sphinx's name for it.
+        plain: Without Jupyter Book.
+    """
+    made = source / "_build" / builder
     # Warnings are errors, and so is a reference to nothing.
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
     strict = ("-W", "--keep-going", "-n", "-q")
-    command = (jupyter_book, "build", source, "--builder", builder, *strict)
+    command: tuple[str | Path, ...]
+    if plain:
+        read = made.with_name(".doctrees")  # else among the pages, and published with them
+        command = (sys.executable, "-m", "sphinx", "-b", builder, *strict, "-d", read, source, made)
+    else:
+        jupyter_book = Path(sys.executable).with_name("jupyter-book")
+        command = (jupyter_book, "build", source, "--builder", builder, *strict)
     # Its closing words on standard output name a folder that is about to be moved.
     result = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if result.returncode:
         print(result.stdout)
         sys.exit("FAILED: the book has warnings (above); _build/html is as it was.")
-    return source / "_build" / builder
+    return made
 
 
 def print_book(page: Path, pdf: Path) -> None:
@@ -326,16 +340,17 @@ def print_book(page: Path, pdf: Path) -> None:
         program.close()
 
 
-def render(source: Path) -> None:
+def render(source: Path, *, plain: bool = False) -> None:
     """Render from scratch: Sphinx's increments forget the warnings of pages they do not reread."""
     print("==> Rendering", flush=True)
-    made = sphinx(source, "html")
+    made = sphinx(source, "html", plain=plain)
     missing = [page for page in read_toc() if not (made / f"{page}.html").is_file()]
     if missing:
         sys.exit(f"FAILED: pages not made: {', '.join(missing)}; _build/html is as it was.")
     if browser():
         print("==> Printing", flush=True)
-        print_book(sphinx(source, "singlehtml") / f"{read_toc()[0]}.html", made / PDF)
+        whole = sphinx(source, "singlehtml", plain=plain)
+        print_book(whole / f"{read_toc()[0]}.html", made / PDF)
     elif os.environ.get("CI"):
         sys.exit(f"FAILED: no PDF of the book: {HOW_TO_GET_A_BROWSER}.")
     else:
@@ -362,15 +377,18 @@ def main() -> None:
     parser.add_argument("only", nargs="*", type=Path, help="these notebooks (default: all)")
     parser.add_argument("--workers", type=int, default=2, help="notebooks executed side by side")
     parser.add_argument("--again", action="store_true", help="execute what is current, too")
+    parser.add_argument("--plain", action="store_true", help="without Jupyter Book: Sphinx alone")
     arguments = parser.parse_args()
     if arguments.command == "notebooks":
         paths = [path.resolve() for path in arguments.only] or chapters()
         store(execute_all(paths, arguments.workers, again=arguments.again))
         print("==> Outputs stored: look at `git diff`, then commit.")
     elif arguments.command == "links":
-        sphinx(stage({path: nbformat.read(path, as_version=4) for path in chapters()}), "linkcheck")
+        stored = {path: nbformat.read(path, as_version=4) for path in chapters()}
+        sphinx(stage(stored), "linkcheck", plain=arguments.plain)
     else:
-        render(stage(execute_all(chapters(), arguments.workers, again=arguments.again)))
+        executed = execute_all(chapters(), arguments.workers, again=arguments.again)
+        render(stage(executed), plain=arguments.plain)
         print(f"==> The book: {(HTML / 'index.html').as_uri()}\n    or `make serve`")
 
 

@@ -109,7 +109,7 @@ def rendering(tmp_path, monkeypatch):
     (tmp_path / "html" / "old.html").touch()
     made = []
 
-    def sphinx(source, builder):
+    def sphinx(source, builder, *, plain):
         for page in made:
             path = source / builder / f"{page}.html"
             path.parent.mkdir(parents=True, exist_ok=True)
