@@ -30,7 +30,7 @@ import nbformat
 import yaml
 from playwright.sync_api import sync_playwright
 
-from tools import ROOT, equations, labs, staging, times, try_it
+from tools import ROOT, equations, labs, lite, staging, times
 from tools.cache_key import cache_key
 from tools.notebooks import clean, code_hash, code_of
 
@@ -258,8 +258,8 @@ def stage(notebooks: dict[Path, Any], app: Path | None = None) -> Path:
         shutil.copy(ROOT / name, source)
     for path, notebook in notebooks.items():
         page = staging.presented(notebook, path.stem)
-        if path == ROOT / try_it.NOTEBOOK:
-            page.cells.insert(1, nbformat.v4.new_markdown_cell(try_it.invitation(app)))
+        if path == ROOT / lite.NOTEBOOK:
+            page.cells.insert(1, nbformat.v4.new_markdown_cell(lite.invitation(app)))
         nbformat.write(page, source / path.relative_to(ROOT))
     (source / LANDING_FIGURE).write_bytes(base64.b64decode(landing_figure(notebooks, "image/png")))
     show_landing_figure(source / "intro.md", landing_figure(notebooks, staging.SVG))
@@ -349,7 +349,7 @@ def render(source: Path, app: Path | None = None) -> None:
     else:
         print(f"    without the PDF: {HOW_TO_GET_A_BROWSER}.")
     if app:
-        shutil.copytree(app, made / try_it.FOLDER)
+        shutil.copytree(app, made / lite.FOLDER)
     shutil.rmtree(HTML, ignore_errors=True)
     made.rename(HTML)
 
@@ -381,7 +381,8 @@ def main() -> None:
         sphinx(stage({path: nbformat.read(path, as_version=4) for path in chapters()}), "linkcheck")
     else:
         notebooks = execute_all(chapters(), arguments.workers, again=arguments.again)
-        app = try_it.make()
+        site = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["html"]["baseurl"]
+        app = lite.make(moved(site, os.environ.get("GITHUB_REPOSITORY")))
         render(stage(notebooks, app), app)
         print(f"==> The book: {(HTML / 'index.html').as_uri()}\n    or `make serve`")
 

@@ -12,11 +12,11 @@ from torch import nn
 
 import dropreg
 from dropreg.book import plots, statistics
-from tools import ROOT, try_it
+from tools import ROOT, lite
 
 CELLS = {
     cell.id: cell.source
-    for cell in nbformat.read(ROOT / try_it.NOTEBOOK, as_version=4).cells
+    for cell in nbformat.read(ROOT / lite.NOTEBOOK, as_version=4).cells
     if cell.cell_type == "code"
 }
 Q = 0.3
@@ -44,7 +44,10 @@ def case():
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Dropout(Q), nn.Linear(5, 10)).double()
     x, y = torch.randn(7, 6, dtype=torch.float64), torch.randint(10, (7,))
     first, last = model[0], model[3]
-    net = [t.detach().numpy() for t in (first.weight.T, first.bias[None], last.weight.T, last.bias[None])]
+    net = [
+        t.detach().numpy()
+        for t in (first.weight.T, first.bias[None], last.weight.T, last.bias[None])
+    ]
     return model, x, y, net
 
 
@@ -129,7 +132,12 @@ def test_figures_and_intervals_are_the_books(page):
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"q": 1.0}, "less than 1"), ({"q": -0.1}, "at least 0"), ({"width": 0}, "1 or more"), ({"width": 6.4}, "whole number")],
+    [
+        ({"q": 1.0}, "less than 1"),
+        ({"q": -0.1}, "at least 0"),
+        ({"width": 0}, "1 or more"),
+        ({"width": 6.4}, "whole number"),
+    ],
 )
 def test_what_a_reader_gets_wrong_is_said(page, wrong, says):
     with pytest.raises(ValueError, match=says):
@@ -145,4 +153,9 @@ def test_it_needs_nothing_that_a_browser_has_not():
             elif isinstance(node, ast.ImportFrom):
                 found.add(node.module.partition(".")[0])
     # matplotlib_inline comes with IPython, and so with each kernel.
-    assert found - sys.stdlib_module_names == {"matplotlib", "matplotlib_inline", "numpy", "sklearn"}
+    assert found - sys.stdlib_module_names == {
+        "matplotlib",
+        "matplotlib_inline",
+        "numpy",
+        "sklearn",
+    }

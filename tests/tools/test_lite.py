@@ -3,11 +3,11 @@
 import nbformat
 import pytest
 
-from tools import ROOT, try_it
+from tools import ROOT, lite
 
 
 def test_a_package_brings_what_it_depends_on(monkeypatch):
-    monkeypatch.setattr(try_it, "LOADED", ("scikit-learn", "ipython"))
+    monkeypatch.setattr(lite, "LOADED", ("scikit-learn", "ipython"))
     lock = {
         name: {"depends": depends}
         for name, depends in {
@@ -15,12 +15,12 @@ def test_a_package_brings_what_it_depends_on(monkeypatch):
             "ipython": ["prompt_toolkit"], "prompt-toolkit": [],
         }.items()
     }  # fmt: skip
-    assert try_it.needed(lock).keys() == lock.keys() - {"pandas"}
+    assert lite.needed(lock).keys() == lock.keys() - {"pandas"}
 
 
 def test_the_app_opens_the_notebook_not_run_and_its_links_lead_to_the_book():
-    notebook = nbformat.read(ROOT / try_it.NOTEBOOK, as_version=4)
-    cells = try_it.for_the_app(notebook, "https://example.org/book/").cells
+    notebook = nbformat.read(ROOT / lite.NOTEBOOK, as_version=4)
+    cells = lite.for_the_app(notebook, "https://example.org/book/").cells
     nbformat.validate(notebook)
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code)
@@ -33,33 +33,35 @@ def test_the_app_opens_the_notebook_not_run_and_its_links_lead_to_the_book():
 
 
 def test_without_a_package_index_the_book_is_built_and_says_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(try_it, "BUILD", tmp_path)
-    monkeypatch.setattr(try_it, "fetch", lambda: False)
+    monkeypatch.setattr(lite, "BUILD", tmp_path)
+    monkeypatch.setattr(lite, "fetch", lambda: False)
     monkeypatch.delenv("CI", raising=False)
-    assert try_it.make() is None
-    assert try_it.PINS.name in capsys.readouterr().out
-    assert "built without the app" in try_it.invitation(None)
-    assert "href" not in try_it.invitation(None)
+    assert lite.make("") is None
+    assert lite.PINS.name in capsys.readouterr().out
+    assert "built without the app" in lite.invitation(None)
+    assert "href" not in lite.invitation(None)
     monkeypatch.setenv("CI", "true")
     with pytest.raises(SystemExit, match="no app for the page"):
-        try_it.make()
+        lite.make("")
 
 
 def test_the_app_is_made_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(try_it, "BUILD", tmp_path)
-    monkeypatch.setattr(try_it, "fetch", lambda: True)
-    monkeypatch.setattr(try_it, "lay_out", lambda site: site)
+    monkeypatch.setattr(lite, "BUILD", tmp_path)
+    monkeypatch.setattr(lite, "fetch", lambda: True)
+    monkeypatch.setattr(lite, "lay_out", lambda site, book: site)
     built = []
-    monkeypatch.setattr(try_it, "build", built.append)
-    assert try_it.make() == try_it.make() == try_it.APP
-    assert built == [tmp_path / "site"]
+    monkeypatch.setattr(lite, "build", built.append)
+    assert lite.make("here") == lite.make("here") == lite.APP
+    assert len(built) == 1
+    lite.make("elsewhere")
+    assert built == 2 * [tmp_path / "site"]
 
 
 def test_a_build_that_fails_is_said_and_not_kept(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(try_it, "APP", tmp_path / "app")
-    monkeypatch.setattr(try_it, "PACKAGES", tmp_path / "packages")  # with no JupyterLite in it
+    monkeypatch.setattr(lite, "APP", tmp_path / "app")
+    monkeypatch.setattr(lite, "PACKAGES", tmp_path / "packages")  # with no JupyterLite in it
     site = tmp_path / "site"
     site.mkdir()
     with pytest.raises(SystemExit, match="did not make the app"):
-        try_it.build(site)
+        lite.build(site)
     assert "jupyterlite_core" in capsys.readouterr().out

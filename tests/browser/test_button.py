@@ -1,4 +1,4 @@
-"""The page *Try it*: nothing is asked for before its button, and then Python runs, with no network."""
+"""The page *Try it*: its button starts Python, with no network, and nothing is loaded before."""
 
 import functools
 import http.server
@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tools import build_book, try_it
+from tools import build_book, lite
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -17,8 +17,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def site():
-    if not (build_book.HTML / try_it.FOLDER).is_dir():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(try_it.HOW_TO_GET_IT)
+    if not (build_book.HTML / lite.FOLDER).is_dir():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(lite.HOW_TO_GET_IT)
     handler = functools.partial(Quiet, directory=build_book.HTML)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -35,9 +35,9 @@ def test_the_button_starts_python_in_the_browser_and_asks_nobody_else(browser, s
     context.route(lambda url: not url.startswith((site, "data:", "blob:")), lambda r: r.abort())
     page = context.new_page()
     page.set_default_timeout(180_000)  # of a busy machine; alone, all of it takes a sixth
-    page.goto(site + str(try_it.NOTEBOOK.with_suffix(".html")))
+    page.goto(site + str(lite.NOTEBOOK.with_suffix(".html")))
     page.wait_for_load_state("networkidle")
-    assert not any(f"/{try_it.FOLDER}/" in url for url in asked)
+    assert not any(f"/{lite.FOLDER}/" in url for url in asked)
     with context.expect_page() as opened:
         page.locator(".dropreg-button").click()
     app = opened.value
