@@ -116,6 +116,9 @@ def lay_out(site: Path, book: str) -> Path:
     told = {"appName": "Try it", "litePluginSettings": plugins}
     lite = {"jupyter-lite-schema-version": 0, "jupyter-config-data": told}
     (site / "jupyter-lite.json").write_text(json.dumps(lite), "utf-8")
+    # A notebook this short is drawn whole: then "find" in the browser finds all of it.
+    drawn = {"@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
+    (site / "overrides.json").write_text(json.dumps(drawn), "utf-8")
     return site
 
 
