@@ -28,17 +28,9 @@ PINS = ROOT / "requirements-try-it.txt"
 BUILD = ROOT / "_build" / "try_it"
 PACKAGES = BUILD / "packages"
 APP = BUILD / "app"
-# What the notebook imports, and what the kernel loads before its first cell.
-LOADED = (
-    "numpy",
-    "scikit-learn",
-    "matplotlib",
-    "ipython",
-    "micropip",
-    "packaging",
-    "sqlite3",
-    "ssl",
-)
+# What the notebook imports, and what the kernel loads first: without one of these it never starts.
+IMPORTED = ("numpy", "scikit-learn", "matplotlib")
+OF_THE_KERNEL = ("micropip", "packaging", "ssl", "sqlite3", "traitlets", "jedi", "ipython")
 KERNEL = "@jupyterlite/pyodide-kernel-extension"
 HOW_TO_GET_IT = f"`make book` needs the package index once, for {PINS.name}"
 
@@ -124,7 +116,7 @@ def lay_out(site: Path, book: str) -> Path:
 
 def needed(packages: dict[str, Any]) -> dict[str, Any]:
     """Those of Pyodide's packages that are loaded, with all that they depend on."""
-    todo, found = list(LOADED), {}
+    todo, found = [*IMPORTED, *OF_THE_KERNEL], {}
     while todo:
         name = todo.pop()
         found[name] = packages[name]

@@ -7,7 +7,8 @@ from tools import ROOT, lite
 
 
 def test_a_package_brings_what_it_depends_on(monkeypatch):
-    monkeypatch.setattr(lite, "LOADED", ("scikit-learn", "ipython"))
+    monkeypatch.setattr(lite, "IMPORTED", ("scikit-learn",))
+    monkeypatch.setattr(lite, "OF_THE_KERNEL", ("ipython",))
     lock = {
         name: {"depends": depends}
         for name, depends in {
