@@ -31,7 +31,7 @@ import nbformat
 import yaml
 from playwright.sync_api import sync_playwright
 
-from tools import ROOT, equations, first_verdicts, labs, plain_sphinx, staging, times
+from tools import ROOT, equations, first_verdicts, labs, lite, plain_sphinx, staging, times
 from tools.cache_key import cache_key
 from tools.notebooks import clean, code_hash, code_of
 
@@ -244,8 +244,13 @@ def moved(text: str, repository: str | None) -> str:
     return text.replace(config["html"]["baseurl"], site).replace(here, repository)
 
 
-def stage(notebooks: dict[Path, Any]) -> Path:
-    """Lay out what Sphinx reads: the sources, with the executed notebooks in place."""
+def stage(notebooks: dict[Path, Any], app: Path | None = None) -> Path:
+    """Lay out what Sphinx reads: the sources, with the executed notebooks in place.
+
+    Args:
+        notebooks: Executed.
+        app: That of the page *Try it*, if there is one.
+    """
     source = BUILD / "source"
     shutil.rmtree(source, ignore_errors=True)
     hidden = shutil.ignore_patterns(".*", "__pycache__")
@@ -253,7 +258,10 @@ def stage(notebooks: dict[Path, Any]) -> Path:
     for name in ("_config.yml", "_toc.yml", "intro.md"):
         shutil.copy(ROOT / name, source)
     for path, notebook in notebooks.items():
-        nbformat.write(staging.presented(notebook, path.stem), source / path.relative_to(ROOT))
+        page = staging.presented(notebook, path.stem)
+        if path == ROOT / lite.NOTEBOOK:
+            page.cells.insert(1, nbformat.v4.new_markdown_cell(lite.invitation(app)))
+        nbformat.write(page, source / path.relative_to(ROOT))
     (source / LANDING_FIGURE).write_bytes(base64.b64decode(landing_figure(notebooks, "image/png")))
     show_landing_figure(source / "intro.md", landing_figure(notebooks, staging.SVG))
     by_page = {path.relative_to(ROOT): notebook for path, notebook in notebooks.items()}
@@ -340,7 +348,7 @@ def print_book(page: Path, pdf: Path) -> None:
         program.close()
 
 
-def render(source: Path, *, plain: bool = False) -> None:
+def render(source: Path, app: Path | None = None, *, plain: bool = False) -> None:
     """Render from scratch: Sphinx's increments forget the warnings of pages they do not reread."""
     print("==> Rendering", flush=True)
     made = sphinx(source, "html", plain=plain)
@@ -355,6 +363,8 @@ def render(source: Path, *, plain: bool = False) -> None:
         sys.exit(f"FAILED: no PDF of the book: {HOW_TO_GET_A_BROWSER}.")
     else:
         print(f"    without the PDF: {HOW_TO_GET_A_BROWSER}.")
+    if app:
+        shutil.copytree(app, made / lite.FOLDER)
     shutil.rmtree(HTML, ignore_errors=True)
     made.rename(HTML)
 
@@ -387,8 +397,10 @@ def main() -> None:
         stored = {path: nbformat.read(path, as_version=4) for path in chapters()}
         sphinx(stage(stored), "linkcheck", plain=arguments.plain)
     else:
-        executed = execute_all(chapters(), arguments.workers, again=arguments.again)
-        render(stage(executed), plain=arguments.plain)
+        notebooks = execute_all(chapters(), arguments.workers, again=arguments.again)
+        site = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))["html"]["baseurl"]
+        app = lite.make(moved(site, os.environ.get("GITHUB_REPOSITORY")))
+        render(stage(notebooks, app), app, plain=arguments.plain)
         print(f"==> The book: {(HTML / 'index.html').as_uri()}\n    or `make serve`")
 
 
