@@ -28,6 +28,8 @@ from dropreg.errors import DropregError
 
 SCHEMA = 1
 """Version of the files' form; `results/README.md` describes it."""
+COMMIT, CHANGED = "DROPREG_COMMIT", "+changed"
+"""The variable that names the commit, and how it ends where the library has been changed since."""
 
 
 class RecordError(DropregError):
@@ -185,14 +187,15 @@ def session(device: torch.device) -> dict[str, Any]:
 def commit() -> dict[str, Any]:
     """The commit of the code, and whether the library has been changed since.
 
-    DROPREG_COMMIT stands for it where the code runs outside its repository.
+    DROPREG_COMMIT stands for it where the code runs outside its repository, or with another of its
+    processes; it ends in "+changed" if the library has been.
 
     Returns:
         "commit", a hash or a version, and "changed".
     """
-    given = os.environ.get("DROPREG_COMMIT")
+    given = os.environ.get(COMMIT)
     if given:
-        return {"commit": given, "changed": False}
+        return {"commit": given.removesuffix(CHANGED), "changed": given.endswith(CHANGED)}
     package = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
