@@ -175,7 +175,7 @@ def main() -> None:
     for row in rows:
         print(row)
     content = {"what": "machines", "rows": rows}
-    write(options.results / "machines.json", torch.device("cpu"), content)
+    write(options.results / "machines.json", torch.device("cpu"), content, __spec__.name)
 
 
 if __name__ == "__main__":

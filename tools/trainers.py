@@ -39,7 +39,8 @@ def main() -> None:
     python, words = environment(), sys.argv[1:] or [str(TESTS)]
     # The settings of pyproject.toml leave these files out, for the environment that lacks trainers.
     coverage = [f"--cov-config={os.devnull}", "--cov-branch", "--cov-fail-under=95"]
-    coverage += ["--cov=dropreg/integrations", "--cov-report=term-missing:skip-covered"]
+    coverage += ["--cov=dropreg/integrations", "--cov=dropreg.book.experiments.cluster"]
+    coverage += ["--cov-report=term-missing:skip-covered"]
     command = [str(python), "-m", "pytest", "-q", *words, *([] if sys.argv[1:] else coverage)]
     settings = {"COVERAGE_FILE": str(ENVIRONMENT / "coverage")}
     sys.exit(subprocess.run(command, cwd=ROOT, env=os.environ | settings).returncode)

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("ray")
 from ray.cluster_utils import Cluster
 
-from dropreg.book.experiments import EXPERIMENTS, TASKS, Run, Size, Store, cluster
+from dropreg.book.experiments import EXPERIMENTS, Size, Store, cluster
 from dropreg.book.experiments.declarations import Arm, Experiment, Tuning
 from dropreg.book.experiments.records import read_record
 from dropreg.book.experiments.runner import Order, run_next
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::ResourceWarning"),
 ]
 
-os.environ["RAY_worker_niceness"] = "0"  # other tests run beside, and these wait for workers
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 (its name), other tests run beside, and these wait for workers
 ROOT = Path(__file__).parents[2]
 # Long enough for machines to die in the middle of a run; a strength is tuned before the last two.
 LONG = {"epochs": 12}
@@ -169,13 +169,16 @@ def test_a_driver_that_is_killed_is_taken_up_by_the_same_command(nodes, store, a
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     done = {path: path.read_bytes() for path in store.results.rglob("*.json")}
+    assert len(done) < 4  # what was tuned has yet to be run
     again = start(store, "--ray", nodes.address)
     _, error = again.communicate(timeout=180)
     assert again.returncode == 0, error
     for path, content in done.items():
         assert path.read_bytes() == content
-    records = ended_as_alone(store, alone)
-    assert 2 in [len(record.sessions) for record in records]
+    for record in ended_as_alone(store, alone):  # none was begun anew
+        begun = [session["from_epoch"] for session in record.sessions]
+        assert begun[0] == 1
+        assert begun == sorted(set(begun))
 
 
 def test_bad_runs_and_held_locks_keep_nobody_from_working(nodes, store, monkeypatch, capfd):
@@ -215,6 +218,51 @@ def test_a_folder_that_is_not_shared_is_refused_by_name(nodes, tmp_path, monkeyp
 def test_a_gpu_that_no_node_has_is_refused(nodes, store):
     with pytest.raises(cluster.InputError, match="no node of the cluster has a GPU"):
         cluster.run_on_cluster(ORDER, store, device="cuda", address=nodes.address)
+
+
+def test_a_node_says_what_it_lacks(nodes, store, tmp_path, monkeypatch):
+    """Its part of the work, done here: the processes of the nodes are out of these tests' sight."""
+    marker = "marker"
+    for folder in (store.results, store.work):
+        folder.mkdir()
+        (folder / marker).touch()
+    (run, *_) = Order([("even-odd", Size.TINY)], seeds=[0]).runs(store)
+    data = {cluster.DATA: str(tmp_path / "nowhere")}
+    job = cluster._Job(store, "cpu", None, cluster._code(), {}, ["run", "here"])
+    with cluster._connected(nodes.address) as ray:
+        board = ray.remote(num_cpus=0)(cluster._Board).remote()
+        cluster._look(job, marker)
+        for lacking, error in (
+            (dataclasses.replace(job, code="other"), "has other code"),
+            (dataclasses.replace(job, environment=data), f"has no folder {tmp_path}/nowhere"),
+        ):
+            with pytest.raises(cluster.ClusterError, match=error):
+                cluster._look(lacking, marker)
+        with monkeypatch.context() as context:
+            context.setattr(os, "access", lambda folder, mode: folder != store.work)
+            with pytest.raises(cluster.ClusterError, match=r"may not write to .*/runs.*--work"):
+                cluster._look(job, marker)
+        (store.results / marker).unlink()
+        with pytest.raises(cluster.ClusterError, match=r"does not see .*/results. .*--results"):
+            cluster._look(job, marker)
+
+        monkeypatch.setattr(sys, "argv", ["ray's"])
+        late = dataclasses.replace(job, deadline=time.time() - 1)
+        assert cluster._train(run, late, board) is None
+        record = cluster._train(run, job, board)
+        assert record.finished
+        assert record.sessions[0]["command"] == "dropreg run here"
+        assert cluster._train(run, job, board) == record
+        said = ray.get(board.take.remote())
+        assert said[run.name][1].epoch == 1
+        assert ray.get(board.take.remote()) == {}
+        with pytest.raises(cluster.InputError, match="connected to Ray already"):
+            cluster.run_on_cluster(ORDER, store, device="cpu")
+
+
+def test_where_no_ray_listens_the_error_says_so(store):
+    with pytest.raises(cluster.InputError, match=r"--ray 127\.0\.0\.1:9: "):
+        cluster.run_on_cluster(ORDER, store, device="cpu", address="127.0.0.1:9")
 
 
 def test_on_this_machine_alone_and_stopped_by_ctrl_c(store):
