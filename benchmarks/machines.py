@@ -33,7 +33,7 @@ ORDER = Order([(NAME, Size.TINY)])
 RUNS, SECONDS = 10_000, 60.0
 """Of the sweep that is worked out: how many, and how long each trains."""
 WORKERS = (1, 10, 100, 1000)
-ENDED, HELD, DRIVEN = (100, 400, 1600), (10, 40, 160), (1000, 4000)
+ENDED, HELD, DRIVEN = (100, 400, 1600), (10, 40, 160), (300, 3000)
 """At how many ended runs, held locks and runs of a driver the times are taken."""
 
 
@@ -129,7 +129,6 @@ def worked_out(rows: list[dict[str, Any]], workers: int) -> dict[str, Any]:
     free = [0.0] * workers  # when each worker is free
     ends: list[float] = []  # of the runs at work
     ended = opens = peak = 0
-    now = 0.0
     window: list[tuple[float, int]] = []  # the opened files of the last minute
     total = 0
     for _ in range(RUNS):
