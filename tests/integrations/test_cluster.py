@@ -125,7 +125,7 @@ def ended_as_alone(store, alone):
     return [store.lookup(run) for run in runs]
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=180):
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it has not come to pass"

@@ -1,13 +1,21 @@
 """What is said before there is a cluster; with Ray it is tested in tests/integrations."""
 
 import json
+import os
+import re
+import shlex
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dropreg.book import cli
-from dropreg.book.experiments import Store, cluster
+from dropreg.book.experiments import EXPERIMENTS, Record, Size, Store, cluster
 from dropreg.book.experiments.records import CHANGED, COMMIT, commit
+
+ROOT = Path(__file__).parents[3]
+PAGE = (ROOT / "book" / "use" / "machines.md").read_text("utf-8")
 
 
 @pytest.fixture
@@ -56,10 +64,7 @@ def test_other_code_is_refused_with_the_name_of_the_node(tmp_path):
         cluster._require_same_code(job, "gpu07/3f2a1c")
 
 
-def test_the_driver_reads_a_record_once_and_believes_its_tasks(tmp_path, monkeypatch):
-    from dropreg.book.experiments import EXPERIMENTS, Size
-    from dropreg.book.experiments.records import Record
-
+def test_the_driver_reads_a_record_once_and_believes_its_tasks(tmp_path):
     (run, *_) = EXPERIMENTS["even-odd"].runs(Size.TINY, lambda run: None)
     known = cluster._Known(tmp_path / "results", tmp_path / "runs")
     assert known.lookup(run) is None
@@ -78,3 +83,57 @@ def test_the_deadline_counts_the_epoch_to_come(tmp_path, monkeypatch):
     assert not job.over()
     assert not job.over(5.0)
     assert job.over(5.1)
+
+
+def test_the_pages_commands_are_understood():
+    code = "\n".join(re.findall(r"```(?:sh|bash)\n(.*?)```", PAGE, re.DOTALL))
+    commands = re.findall(r"^dropreg (.*)", code.replace("\\\n", ""), re.MULTILINE)
+    assert len(commands) == 2
+    on_ray, in_an_array = (
+        cli._parser().parse_args(shlex.split(command.partition("||")[0])) for command in commands
+    )
+    assert on_ray.ray == "auto"
+    assert on_ray.results == Path("/shared/results")
+    assert in_an_array.ray is None
+    assert in_an_array.max_minutes < 240  # the script's time limit
+
+
+@pytest.mark.slow
+def test_the_pages_array_shares_the_work_and_queues_again_what_the_clock_has_stopped(tmp_path):
+    (script,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    script = script.replace("--size small", "--size tiny --seeds 0 --device cpu")
+    (tmp_path / "sweep").mkdir()
+    for name, does in {
+        "dropreg": f'exec {shlex.quote(sys.executable)} -m dropreg "$@"',
+        "scontrol": f'echo "$@" >> {tmp_path}/asked',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    shared = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "SWEEP": str(tmp_path / "sweep"),
+        "SLURM_ARRAY_JOB_ID": "7",
+    }
+
+    def start(task):
+        return subprocess.Popen(
+            ["bash", "-c", script],
+            env=shared | {"SLURM_ARRAY_TASK_ID": str(task)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    tasks = [start(task) for task in range(2)]
+    lines = "".join(task.communicate(timeout=120)[0] for task in tasks)
+    assert [task.returncode for task in tasks] == [0, 0]
+    store = Store(tmp_path / "sweep" / "results", tmp_path / "sweep" / "runs")
+    runs = list(EXPERIMENTS["even-odd"].runs(Size.TINY, store.lookup, [0]))
+    for run in runs:
+        assert store.lookup(run).finished
+        assert lines.count(f"{run.name}: perplexity") == 1
+    assert not (tmp_path / "asked").exists()
+    Record("tiny/other", {}, "stopped after epoch 3", [], [], {}).write(store.results)
+    again = start(31)
+    again.communicate(timeout=120)
+    assert (tmp_path / "asked").read_text() == "requeue 7_31\n"
