@@ -87,3 +87,14 @@ def test_the_page_shows_the_recorded_numbers():
     text = PAGE.read_text("utf-8").partition("## How the cost grows")[2]
     shown = [re.split(r"\s*\|\s*", line.strip("| ")) for line in text.splitlines() if "|" in line]
     assert shown[2:] == expected
+    driver = [row for row in recorded() if row["what"] == "driver"][-1]
+    opens = {row["built_in_opens"] for row in recorded() if row["what"] == "worked out"}
+    assert len(opens) == 1  # "whatever the number of workers"
+    for sentence in (
+        f"{rounded(opens.pop()) / 1e6:.0f} million files over this sweep",
+        f"needs {1000 * driver['seconds_a_run']:.1f} ms of a processor",
+        f"limit at {rounded(60 / driver['seconds_a_run']):,.0f} workers",
+        f"it took {driver['runs']:,}\nsuch runs at {1000 * driver['wall_a_run']:.0f} ms each",
+        f"A thousand workers need {1000 / machines.SECONDS:.0f}.",
+    ):
+        assert sentence in text

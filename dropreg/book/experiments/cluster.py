@@ -15,6 +15,7 @@ import math
 import os
 import platform
 import re
+import socket
 import sys
 import time
 import uuid
@@ -263,10 +264,13 @@ def _connected(address: str | None) -> Iterator[Any]:
     if ray.is_initialized():
         raise InputError("this process is connected to Ray already; call ray.shutdown() first.")
     try:
+        if address and address != "auto":  # Ray itself would try for minutes
+            host, _, port = address.partition(":")
+            socket.create_connection((host, int(port)), timeout=10.0).close()
         # What a task prints stays in Ray's logs: its reports say more, in fewer lines.
         alone = {} if address else {"include_dashboard": False}
         ray.init(address or "local", logging_level="warning", log_to_driver=False, **alone)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise InputError(
             f"--ray {address or ''}: {error}\nStart Ray on this machine, too (`ray start "
             "--address=HOST:PORT`), or leave the address out to use this machine alone."
