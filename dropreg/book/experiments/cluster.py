@@ -270,7 +270,10 @@ def _connected(address: str | None) -> Iterator[Any]:
         # What a task prints stays in Ray's logs: its reports say more, in fewer lines.
         alone = {} if address else {"include_dashboard": False}
         ray.init(address or "local", logging_level="warning", log_to_driver=False, **alone)
-    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+    except (
+        *(OSError, OverflowError, RuntimeError, ValueError),
+        ray.exceptions.RayError,  # a token that is not the cluster's
+    ) as error:
         raise InputError(
             f"--ray {address or ''}: {error}\nStart Ray on this machine, too (`ray start "
             "--address=HOST:PORT`), or leave the address out to use this machine alone."
