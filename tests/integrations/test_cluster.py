@@ -267,7 +267,8 @@ def test_where_no_ray_listens_the_error_says_so(store):
 
 def test_on_this_machine_alone_and_stopped_by_ctrl_c(store):
     process = start(store, "--ray")
-    wait_for(lambda: any(store.work.rglob("*.pt")))
+    wait_for(lambda: any(store.work.rglob("*.pt")) or process.poll() is not None)
+    assert process.poll() is None, process.communicate()
     os.killpg(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
