@@ -27,9 +27,11 @@ SHORTEST = 0.02
 """A step is repeated within a round until this many seconds have passed."""
 
 
-def write(path: Path, device: torch.device, content: Mapping[str, Any]) -> None:
+def write(
+    path: Path, device: torch.device, content: Mapping[str, Any], module: str = "benchmarks"
+) -> None:
     """Write a result with its provenance, one row a line."""
-    where = {**session(device), "command": " ".join(["python -m benchmarks", *sys.argv[1:]])}
+    where = {**session(device), "command": " ".join(["python -m", module, *sys.argv[1:]])}
     head = {"schema": SCHEMA, "session": where, **content}
     rows = head.pop("rows")
     lines = [f'"{name}": {json.dumps(value)}' for name, value in head.items()]

@@ -1,7 +1,7 @@
 """Pin what pyproject.toml asks for, with all that this needs.
 
 In requirements.txt what the book and the tests need, in requirements-trainers.txt what the tests in
-trainers of other packages need beyond.
+trainers of other packages, and on a cluster, need beyond.
 
 What is pinned already stays as it is: to have something upgraded, delete its line first. pip works
 out the rest as if it installed everything, and installs nothing.
@@ -18,25 +18,25 @@ from tools import ROOT
 
 OF_ITS_OWN = "families"
 """The extra that has an environment of its own, unpinned; see `tools.families`."""
-ON_TOP = "trainers"
-"""The extra that has one whose pins are those of .venv and some more; see `tools.trainers`."""
-PINS, PINS_ON_TOP = "requirements.txt", f"requirements-{ON_TOP}.txt"
+ON_TOP = ("trainers", "cluster")
+"""The extras that share one whose pins are those of .venv and some more; see `tools.trainers`."""
+PINS, PINS_ON_TOP = "requirements.txt", "requirements-trainers.txt"
 
 
-def wanted(root: Path, extra: str | None = None) -> list[str]:
-    """What an extra asks for; if None the package, and all extras in the book's environment."""
+def wanted(root: Path, *chosen: str) -> list[str]:
+    """What some extras ask for; if none the package, and all extras in the book's environment."""
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    if extra is not None:
-        return list(extras[extra])
-    elsewhere = (OF_ITS_OWN, ON_TOP)
+    if chosen:
+        return [line for name in chosen for line in extras[name]]
+    elsewhere = (OF_ITS_OWN, *ON_TOP)
     lines = (line for name, extra in extras.items() if name not in elsewhere for line in extra)
     return [*project["dependencies"], *lines]
 
 
 def main(root: Path = ROOT) -> None:
     shared = pin(root / PINS, wanted(root), {})
-    pin(root / PINS_ON_TOP, wanted(root, ON_TOP), shared)
+    pin(root / PINS_ON_TOP, wanted(root, *ON_TOP), shared)
 
 
 def pin(path: Path, lines: list[str], shared: dict[str, str]) -> dict[str, str]:

@@ -62,7 +62,7 @@ def parts(workers: int) -> dict[str, tuple[str, list[list[str]], dict[str, str]]
             {},
         ),
         "trainers": (
-            "In transformers, Lightning, Accelerate and Keras, in an environment of their own",
+            "In transformers, Lightning, Accelerate, Keras and Ray, in an environment of their own",
             [["python", "-m", "tools.trainers"]],
             {},
         ),

@@ -1,4 +1,4 @@
-"""Run the tests of the library in the trainers of other packages: transformers, Lightning, …
+"""Run the tests of the library in the trainers of other packages, and on a cluster of Ray's.
 
 What these bring lies in an environment of its own: the book is built with nothing of theirs.
 Words go to pytest, as in `.venv/bin/python -m tools.trainers tests/integrations/test_keras.py`.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tools import ROOT, pins
 
-ENVIRONMENT = ROOT / f".venv-{pins.ON_TOP}"
+ENVIRONMENT = ROOT / ".venv-trainers"
 TESTS = ROOT / "tests" / "integrations"
 
 
@@ -20,15 +20,17 @@ def environment() -> Path:
     """The Python of the environment, which is made if it is not what it should be."""
     files = [ROOT / pins.PINS, ROOT / pins.PINS_ON_TOP]
     texts = [file.read_text("utf-8") for file in files]
-    asked = (sys.version, ENVIRONMENT, *texts, *pins.wanted(ROOT, pins.ON_TOP))
+    asked = (sys.version, ENVIRONMENT, *texts, *pins.wanted(ROOT, *pins.ON_TOP))
     wanted = hashlib.sha256(repr(asked).encode()).hexdigest()
     stamp, python = ENVIRONMENT / "installed-for.txt", ENVIRONMENT / "bin" / "python"
     if not stamp.is_file() or stamp.read_text() != wanted:
-        print(f"==> Making {ENVIRONMENT.name} (once; a minute)", flush=True)
+        print(f"==> Making {ENVIRONMENT.name} (once; two minutes)", flush=True)
         subprocess.run((sys.executable, "-m", "venv", "--clear", ENVIRONMENT), check=True)
         pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "-qq")
         constraints = [word for file in files for word in ("--constraint", file)]
-        subprocess.run((*pip, *constraints, "--editable", f"{ROOT}[{pins.ON_TOP}]"), check=True)
+        subprocess.run(
+            (*pip, *constraints, "--editable", f"{ROOT}[{','.join(pins.ON_TOP)}]"), check=True
+        )
         stamp.write_text(wanted)
     return python
 
@@ -37,7 +39,8 @@ def main() -> None:
     python, words = environment(), sys.argv[1:] or [str(TESTS)]
     # The settings of pyproject.toml leave these files out, for the environment that lacks trainers.
     coverage = [f"--cov-config={os.devnull}", "--cov-branch", "--cov-fail-under=95"]
-    coverage += ["--cov=dropreg/integrations", "--cov-report=term-missing:skip-covered"]
+    coverage += ["--cov=dropreg/integrations", "--cov=dropreg.book.experiments.cluster"]
+    coverage += ["--cov-report=term-missing:skip-covered"]
     command = [str(python), "-m", "pytest", "-q", *words, *([] if sys.argv[1:] else coverage)]
     settings = {"COVERAGE_FILE": str(ENVIRONMENT / "coverage")}
     sys.exit(subprocess.run(command, cwd=ROOT, env=os.environ | settings).returncode)

@@ -60,9 +60,20 @@ def _parser() -> argparse.ArgumentParser:
 
     def training(one: argparse.ArgumentParser) -> None:
         one.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda")
-        one.add_argument("--jobs", type=_positive, default=1, help="runs side by side")
+        one.add_argument(
+            "--jobs",
+            type=_positive,
+            help="runs side by side; default: 1, or with --ray as many as there is room for",
+        )
         one.add_argument(
             "--max-minutes", type=_minutes, help="stop by then, at the end of an epoch"
+        )
+        one.add_argument(
+            "--ray",
+            nargs="?",
+            const="",
+            metavar="ADDRESS",
+            help="on all machines of a Ray cluster: auto, or HOST:PORT; on this one if left out",
         )
 
     sizes = ("tiny", "small", "medium", "large", "full")
@@ -173,6 +184,18 @@ def _work(options: argparse.Namespace, order: Order) -> int:
     from dropreg.book.experiments.runner import run_all
 
     device = options.device
+    if options.ray is not None:
+        from dropreg.book.experiments.cluster import run_on_cluster
+
+        well = run_on_cluster(
+            order,
+            _store(options),
+            device=device,
+            address=options.ray or None,
+            jobs=options.jobs,
+            max_minutes=options.max_minutes,
+        )
+        return 0 if well else 1
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -180,7 +203,11 @@ def _work(options: argparse.Namespace, order: Order) -> int:
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"--device {device} cannot be used here: {error}") from error
     well = run_all(
-        order, _store(options), device=device, jobs=options.jobs, max_minutes=options.max_minutes
+        order,
+        _store(options),
+        device=device,
+        jobs=options.jobs or 1,
+        max_minutes=options.max_minutes,
     )
     return 0 if well else 1
 

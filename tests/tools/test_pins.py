@@ -15,6 +15,7 @@ dependencies = ["Torch-like>=1"]
 book = ["plots[nice]>=1"]
 families = ["not-to-be-found>=1"]
 trainers = ["trainer-like"]
+cluster = ["rays"]
 """
 
 
@@ -40,6 +41,7 @@ def tree(tmp_path, monkeypatch):
     package("trainer_like", "1.0", "torch-like", "loops")
     package("loops", "1.0")
     package("loops", "2.0")
+    package("rays", "2.0", "loops")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     (tmp_path / "pyproject.toml").write_text(PROJECT)
@@ -58,7 +60,7 @@ def test_what_is_pinned_stays_and_the_rest_is_found(tree, capsys):
     pins.main(tree)
     assert "4 pins; new: none" in capsys.readouterr().out
     on_top = (tree / pins.PINS_ON_TOP).read_text()
-    assert on_top == "# On top.\nloops==1.0\ntrainer_like==1.0\n"
+    assert on_top == "# On top.\nloops==1.0\nrays==2.0\ntrainer_like==1.0\n"
 
 
 def test_what_cannot_be_had_changes_nothing(tree):
@@ -78,8 +80,8 @@ def read(name):
 def test_everything_that_is_asked_for_is_pinned_in_its_range():
     pinned, on_top = read(pins.PINS), read(pins.PINS_ON_TOP)
     assert not pinned.keys() & on_top.keys(), "make pins"
-    for extra, found in ((None, pinned), (pins.ON_TOP, pinned | on_top)):
-        for line in pins.wanted(ROOT, extra):
+    for extras, found in (((), pinned), (pins.ON_TOP, pinned | on_top)):
+        for line in pins.wanted(ROOT, *extras):
             asked = Requirement(line)
             pin = found.get(re.sub(r"[-_.]+", "-", asked.name).lower())
             assert pin is not None, f"{line}: make pins"

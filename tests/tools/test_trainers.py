@@ -15,7 +15,7 @@ def commands(tmp_path, monkeypatch):
     for name in (pins.PINS, pins.PINS_ON_TOP):
         (tmp_path / name).write_text("torch==2.13.0\n")
     (tmp_path / "pyproject.toml").write_text(
-        "[project]\noptional-dependencies = {trainers = ['keras']}\n"
+        "[project]\noptional-dependencies = {trainers = ['keras'], cluster = ['ray']}\n"
     )
     seen = []
 
@@ -36,7 +36,7 @@ def test_it_is_made_once_and_with_all_pins(commands, tmp_path):
     for name in (pins.PINS, pins.PINS_ON_TOP):
         place = installed.index(str(tmp_path / name))
         assert installed[place - 1] == "--constraint"
-    assert installed[-2:] == ["--editable", f"{tmp_path}[trainers]"]
+    assert installed[-2:] == ["--editable", f"{tmp_path}[trainers,cluster]"]
     trainers.environment()
     assert len(commands) == 2
 
