@@ -14,6 +14,18 @@ from tools import ROOT, pins
 
 ENVIRONMENT = ROOT / ".venv-trainers"
 TESTS = ROOT / "tests" / "integrations"
+# The settings of pyproject.toml leave these files out, for the environment that lacks trainers.
+COVERAGE = """\
+[run]
+branch = true
+include =
+    dropreg/integrations/*
+    dropreg/book/experiments/cluster.py
+[report]
+fail_under = 95
+show_missing = true
+skip_covered = true
+"""
 
 
 def environment() -> Path:
@@ -37,11 +49,10 @@ def environment() -> Path:
 
 def main() -> None:
     python, words = environment(), sys.argv[1:] or [str(TESTS)]
-    # The settings of pyproject.toml leave these files out, for the environment that lacks trainers.
-    coverage = [f"--cov-config={os.devnull}", "--cov-branch", "--cov-fail-under=95"]
-    coverage += ["--cov=dropreg/integrations", "--cov=dropreg.book.experiments.cluster"]
-    coverage += ["--cov-report=term-missing:skip-covered"]
-    command = [str(python), "-m", "pytest", "-q", *words, *([] if sys.argv[1:] else coverage)]
+    coverage = ENVIRONMENT / "coverage.ini"
+    coverage.write_text(COVERAGE)
+    measured = ["--cov", f"--cov-config={coverage}"]
+    command = [str(python), "-m", "pytest", "-q", *words, *([] if sys.argv[1:] else measured)]
     settings = {"COVERAGE_FILE": str(ENVIRONMENT / "coverage")}
     sys.exit(subprocess.run(command, cwd=ROOT, env=os.environ | settings).returncode)
 

@@ -20,6 +20,7 @@ from dropreg.book.experiments import EXPERIMENTS, Size, Store, cluster
 from dropreg.book.experiments.declarations import Arm, Experiment, Tuning
 from dropreg.book.experiments.records import read_record
 from dropreg.book.experiments.runner import Order, run_next
+from dropreg.book.experiments.training import Progress
 from dropreg.updates import Rule
 
 pytestmark = [
@@ -277,3 +278,11 @@ def test_on_this_machine_alone_and_stopped_by_ctrl_c(store):
         read_record(path)
     (run, *_) = (run for run in ORDER.runs(store) if store.checkpoint(run).exists())
     wait_for(lambda: not store.is_running(run), 20)
+
+
+def test_the_board_tells_what_was_said_since_it_was_asked():
+    board = cluster._Board()
+    for epoch in (1, 2):
+        board.report("gpu07/3f2a1c", Progress("a", epoch, 9, 0.5, 1.0, 2.0))
+    assert board.take() == {"a": ("gpu07/3f2a1c", Progress("a", 2, 9, 0.5, 1.0, 2.0))}
+    assert board.take() == {}
