@@ -60,7 +60,10 @@ def end(store: Store, runs: list[Run]) -> None:
 
 
 def built_in(rounds: int) -> list[dict[str, Any]]:
-    """A worker's step, from its look at the first run to the end of a run that takes no time."""
+    """A worker's step, from its look at the first run to the end of a run that takes no time.
+
+    In its first step it reads what has ended before; from then on it remembers that.
+    """
     pattern, rows = typical(), []
 
     def train(run: Run, checkpoint: Path, **options: object) -> Record:
@@ -74,14 +77,15 @@ def built_in(rounds: int) -> list[dict[str, Any]]:
             with contextlib.ExitStack() as locks:
                 for run in runs[ended : ended + held]:
                     locks.enter_context(store.lock(run))
+                known: set[str] = set()
                 for _ in range(rounds):
                     begun = time.process_time()
-                    record = runner.run_next(ORDER, store, "cpu", None)
+                    record = runner.run_next(ORDER, store, "cpu", None, ended=known)
                     seconds.append(time.process_time() - begun)
                     assert record is not None
-        rows.append(
-            {"what": "step", "ended": ended, "held": held, "seconds": statistics.median(seconds)}
-        )
+        first, *later = seconds
+        step = {"what": "step", "ended": ended, "held": held}
+        rows.append(step | {"first": first, "seconds": statistics.median(later)})
     return rows
 
 
@@ -111,40 +115,43 @@ def driven(runs: int) -> dict[str, Any]:
     }
 
 
-def slope(rows: list[dict[str, Any]], along: str) -> float:
-    """Seconds by which a step grows with each ended run, or each held lock."""
+def slope(rows: list[dict[str, Any]], along: str, step: str = "seconds") -> float:
+    """Seconds by which a step, or the first one, grows with each ended run, or each held lock."""
     found = [row for row in rows if row["what"] == "step" and row[along]]
     return statistics.linear_regression(
-        [row[along] for row in found], [row["seconds"] for row in found]
+        [row[along] for row in found], [row[step] for row in found]
     ).slope
 
 
 def worked_out(rows: list[dict[str, Any]], workers: int) -> dict[str, Any]:
     """The sweep of RUNS runs, event by event, by built-in workers; and what a driver could do.
 
-    A worker's step reads each run that has ended, tries each lock that is held, and trains the next
-    for SECONDS. The storage is taken to be as quick as this machine's, however many ask it.
+    A worker's step passes over each run that it knows to have ended, reads each that has ended
+    since, tries each lock that is held, and trains the next for SECONDS. The storage is taken to be
+    as quick as this machine's, however many ask it.
     """
-    reading, trying = slope(rows, "ended"), slope(rows, "held")
-    free = [0.0] * workers  # when each worker is free
+    passing, trying = slope(rows, "ended"), slope(rows, "held")
+    reading = slope(rows, "ended", "first") - passing
+    free = [(0.0, 0)] * workers  # when each worker is free, and how many ended runs it has read
     ends: list[float] = []  # of the runs at work
     ended = opens = peak = 0
     window: list[tuple[float, int]] = []  # the opened files of the last minute
     total = 0
     for _ in range(RUNS):
-        now = heapq.heappop(free)
+        now, read = heapq.heappop(free)
         while ends and ends[0] <= now:
             heapq.heappop(ends)
             ended += 1
-        step = ended + len(ends)
+        step = ended - read + len(ends)
         opens, total = opens + step, total + step
         window.append((now, step))
         while window[0][0] < now - 60.0:
             total -= window.pop(0)[1]
         peak = max(peak, total)
-        until = now + ended * reading + len(ends) * trying + SECONDS
+        beside = ended * passing + (ended - read) * reading + len(ends) * trying
+        until = now + beside + SECONDS
         heapq.heappush(ends, until)
-        heapq.heappush(free, until)
+        heapq.heappush(free, (until, ended))
     minutes = max(ends) / 60
     driver = max((row for row in rows if row["what"] == "driver"), key=lambda row: row["runs"])
     ray = min(workers / SECONDS, 1 / driver["seconds_a_run"])

@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -156,7 +156,7 @@ def read_record(path: Path) -> Record:
         raise StorageError(cannot(path, error)) from error
 
 
-@cache
+@lru_cache(maxsize=1000)  # of some 25 KB each
 def _read(path: Path, *version: int) -> Record:
     """Read a file once, until another stands in its place: whoever looks for work asks for all."""
     try:

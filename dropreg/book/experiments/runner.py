@@ -289,6 +289,7 @@ def run_next(
     device: str,
     deadline: float | None,
     observe: Callable[[Progress], None] = lambda progress: None,
+    ended: set[str] | None = None,
 ) -> Record | None:
     """Train the first run that has not ended and that nobody else is training.
 
@@ -299,6 +300,8 @@ def run_next(
         deadline: Value of `time.monotonic` before which to stop, at the end of an epoch; if None,
             there is none.
         observe: Called now and then with how far the run is.
+        ended: Names of runs that are known to have ended; others that have are added. Who keeps it
+            from call to call reads each record once, not all of them before each run.
 
     Returns:
         The record of the run, ended or stopped; None if there was nothing to do, or no time.
@@ -315,8 +318,13 @@ def run_next(
 
     if stop(0.0):
         return None
+    ended = set() if ended is None else ended
     for run in order.runs(store):
-        if record := run_one(run, store, device, stop, observe):
+        if run.name in ended:
+            continue
+        if store.lookup(run):
+            ended.add(run.name)
+        elif record := run_one(run, store, device, stop, observe):
             return record
     return None
 
@@ -334,8 +342,9 @@ def _worker(
         with contextlib.suppress(BrokenPipeError):
             parent.send(message)
 
+    ended: set[str] = set()
     try:
-        while record := run_next(order, store, device, deadline, tell):
+        while record := run_next(order, store, device, deadline, tell, ended):
             tell(record)
             if not record.ended:  # the time is over
                 break
