@@ -31,7 +31,7 @@ import dropreg
 from dropreg.book.data.fetch import VARIABLE as DATA
 from dropreg.book.experiments.declarations import Run
 from dropreg.book.experiments.records import CHANGED, COMMIT, Record, commit
-from dropreg.book.experiments.runner import Order, Store, run_one
+from dropreg.book.experiments.runner import Order, Store, begin, close, outcome, run_one
 from dropreg.book.experiments.training import Progress
 from dropreg.errors import DropregError, InputError, needs
 
@@ -226,11 +226,14 @@ def run_on_cluster(
         ClusterError: If a machine does not share the folders, or has other code.
         MissingPackageError: If Ray is not installed.
         RecordError: If a file of results is damaged.
+        StorageError: If a folder cannot be written here.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(
             f"--device {device}: with --ray say auto, cpu or cuda; Ray deals out GPUs."
         )
+    if not begin(order, store):
+        return True
     with _connected(address) as ray:
         gpus = ray.cluster_resources().get("GPU", 0)
         if device == "auto":
@@ -249,7 +252,9 @@ def run_on_cluster(
             },
             arguments=sys.argv[1:],
         )
-        return _Driver(ray, job).work_off(order, jobs)
+        well = _Driver(ray, job).work_off(order, jobs)
+    close(order, store)
+    return well
 
 
 @contextmanager
@@ -318,11 +323,7 @@ class _Driver:
         look = self._ray.remote(num_cpus=0, max_retries=0)(_look)
         try:
             for path in paths:
-                try:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.touch()
-                except OSError as error:
-                    raise InputError(f"{path.parent} cannot be written to: {error}") from error
+                path.touch()
             asked = {
                 look.options(scheduling_strategy=self._on(node)).remote(self._job, marker): node
                 for node in new
@@ -402,10 +403,7 @@ class _Driver:
             else:
                 if record.ended:
                     self._store.known[run.name] = record
-                outcome = (
-                    f"perplexity {record.best:.1f} at best" if record.finished else record.status
-                )
-                print(f"{run.name}: {outcome} ({record.seconds / 60:.1f} min)", flush=True)
+                print(outcome(record), flush=True)
         return bool(done)
 
     def _at_work(self) -> list[tuple[str, Progress]]:

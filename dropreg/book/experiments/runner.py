@@ -378,11 +378,8 @@ def run_all(
         RecordError: If a file of results is damaged.
         StorageError: If a folder cannot be written.
     """
-    left, summary = order.summary(store)
-    print(f"{summary}; results: {store.results}, checkpoints: {store.work}", flush=True)
-    if not left:
+    if not begin(order, store):
         return True
-    store.prepare()
     context = multiprocessing.get_context("spawn")
     # The clock that workers compare with counts from the start of the machine, not of the process.
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
@@ -425,9 +422,41 @@ def run_all(
                 worker.join()
     for failure in failures:
         print(f"dropreg: {failure}", file=sys.stderr)
-    left, summary = order.summary(store)
-    print(f"{summary}{f'; {left} left, for which the same command goes on' if left else ''}")
+    close(order, store)
     return not failures
+
+
+def begin(order: Order, store: Store) -> bool:
+    """Say how far an order is, and see that what comes of it can be kept.
+
+    Args:
+        order: What is to be run.
+        store: Where it is kept.
+
+    Returns:
+        Whether a run is left.
+
+    Raises:
+        RecordError: If a file of results is damaged.
+        StorageError: If a folder cannot be written.
+    """
+    left, summary = order.summary(store)
+    print(f"{summary}; results: {store.results}, checkpoints: {store.work}", flush=True)
+    if left:
+        store.prepare()
+    return left > 0
+
+
+def close(order: Order, store: Store) -> None:
+    """Say how far an order is now, and what is left.
+
+    Args:
+        order: What was to be run.
+        store: Where it is kept.
+    """
+    left, summary = order.summary(store)
+    rest = f"; {left} left, for which the same command goes on" if left else ""
+    print(f"{summary}{rest}", flush=True)
 
 
 class _Display:
