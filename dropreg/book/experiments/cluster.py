@@ -15,11 +15,13 @@ import math
 import os
 import platform
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -289,6 +291,32 @@ def _connected(address: str | None) -> Iterator[Any]:
         ray.shutdown()  # ends what tasks are left; files are whole at any moment
 
 
+@contextmanager
+def _ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Whether Ctrl-C was pressed: raised in the middle of Ray's code it may get lost there.
+
+    Pressed twice it is raised at once. Outside the main thread Python leaves signals as they are.
+
+    Yields:
+        The question.
+    """
+    heard: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        if heard:
+            raise KeyboardInterrupt
+        heard.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, hear)
+    try:
+        yield lambda: bool(heard)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class _Driver:
     """Knows which runs there are, submits them, and says how far they are."""
 
@@ -345,10 +373,18 @@ class _Driver:
                 path.unlink(missing_ok=True)
 
     def work_off(self, order: Order, jobs: int | None) -> bool:
-        """Submit runs until none is left, or the time is over."""
-        self._look_at_nodes()
+        """Submit runs until none is left, or the time is over, or Ctrl-C is pressed."""
+        with _ctrl_c() as pressed:
+            self._look_at_nodes()
+            self._go_on(order, jobs, pressed)
+            if pressed():
+                raise KeyboardInterrupt
+        self._show()
+        return not self._failures
+
+    def _go_on(self, order: Order, jobs: int | None, pressed: Callable[[], bool]) -> None:
         looked, changed = time.monotonic(), True
-        while True:
+        while not pressed():
             due = [name for name, when in self._not_before.items() if when <= time.monotonic()]
             if (changed or due) and not self._job.over():
                 self._submit(order, jobs)
@@ -359,8 +395,6 @@ class _Driver:
                 looked = time.monotonic()
                 self._look_at_nodes()
                 self._show()
-        self._show()
-        return not self._failures
 
     def _submit(self, order: Order, jobs: int | None) -> None:
         """Submit the runs that are known by now, each once until its task has ended."""
