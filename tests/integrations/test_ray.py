@@ -65,7 +65,7 @@ def start(store, *words):
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     return subprocess.Popen(
         [
-            *(sys.executable, "-c", "import test_cluster; test_cluster.driver()", *COMMAND),
+            *(sys.executable, "-c", "import test_ray; test_ray.driver()", *COMMAND),
             *("--results", str(store.results), "--work", str(store.work), *words),
         ],
         env=os.environ | {"PYTHONPATH": path},
