@@ -58,7 +58,7 @@ def reload_with(page, votes):
     """Reload, and vote once more where the browser has lost what it was given to keep.
 
     On a busy machine Chromium's local storage loses the first writes of a new context: with a page
-    of three lines and no more than one write, one in fifty, also a whole second after the write.
+    of three lines and no more than one write, one in sixty, also a whole second after the write.
     """
     for _ in range(4):
         page.reload()
