@@ -28,18 +28,20 @@ def fits_and_can_be_read(page):
             .map(d => d.textContent.slice(0, 60))"""
     )
     assert beheaded == []
-    # Text and math against the page, by the formula of WCAG: 4.5 is its level AA.
+    # Text and math against what is behind them, by the formula of WCAG: 4.5 is its level AA.
     contrasts = page.evaluate(
         """() => {
             const rgb = s => s.match(/[\\d.]+/g).slice(0, 3).map(Number);
             const light = c => { const [r, g, b] = rgb(c).map(v => v / 255).map(
                 v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
                 return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
-            const back = light(getComputedStyle(document.body).backgroundColor);
+            const ground = e => getComputedStyle(e).backgroundColor;
+            const behind = e => !ground(e).endsWith(', 0)') ? light(ground(e))
+                : e.parentElement ? behind(e.parentElement) : 1;
             return [...document.querySelectorAll('article :is(p, a, mjx-container)')]
                 .filter(e => !e.closest('.headerlink, .cell, .admonition, pre'))
                 .map(e => {
-                    const fore = light(getComputedStyle(e).color);
+                    const fore = light(getComputedStyle(e).color), back = behind(e);
                     const [high, low] = [Math.max(fore, back), Math.min(fore, back)];
                     return [(high + 0.05) / (low + 0.05), e.textContent.slice(0, 60)]; }); }"""
     )

@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-from tools import build_book
+from tools import build_book, lite
 
 
 def made(folder):
-    """What Sphinx has made there: not the printed book, nor the hash of the settings it got."""
+    """What Sphinx has made there: no printed book, no app, nor the hash of the settings it got."""
     files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
-    return {path for path in files if path.name not in (build_book.PDF, ".buildinfo")}
+    others = (build_book.PDF, ".buildinfo")
+    return {path for path in files if path.name not in others and path.parts[0] != lite.FOLDER}
 
 
 @pytest.mark.slow
