@@ -55,7 +55,7 @@ def rows(out):
 
 def test_a_whole_call_and_home_again(tmp_path, bare, capsys):
     out = tmp_path / "out"
-    done = subprocess.run(command(out, 0.7), env=bare, capture_output=True, text=True, check=False)
+    done = subprocess.run(command(out, 1.0), env=bare, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     names = {path.name for path in out.iterdir()}
     assert len(names) <= gpu.MAX_FILES
